@@ -1,0 +1,71 @@
+//! The channel between a host-agent and the guest-agent of one VM.
+//!
+//! It is one bidirectional byte pipe (a virtio-serial port under QEMU) named [`PORT`]. Neither side can
+//! rely on a clean start: a new host-agent finds bytes of the old one in the pipe. So each connection
+//! begins with a handshake: the host sends [`MAGIC`], 16 random bytes and [`MAGIC`] reversed; the guest drops what it has
+//! (including its yamux connection, when it has one) whenever it reads such a preamble at the beginning of
+//! a connection, and sends the same bytes back; the host drops everything up to them. From there on the pipe carries
+//! yamux, the host as client. Each yamux stream begins with one [`Request`] from the host as a
+//! JSON message (four bytes of length, big endian, then so many bytes, [`MESSAGE_MAX`] at most), answered with one
+//! [`Reply`] of the same form. After an `ok` the stream carries what the request says.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{error::ApiError, workspace::Command};
+
+/// The virtio-serial port's name; `/dev/virtio-ports/<name>` with udev, found through sysfs without.
+pub const PORT: &str = "warren.channel.0";
+
+/// Begins the handshake.
+pub const MAGIC: [u8; 8] = *b"\x00WARREN\x01";
+
+/// The longest request or reply message, in bytes.
+pub const MESSAGE_MAX: usize = 256 * 1024;
+
+/// What the host asks of the guest at the beginning of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Answered once the guest is ready: its root filesystem, network and ssh server are up and PID 1 is handed over.
+    Ready,
+    /// Answered at once.
+    Ping,
+    /// Runs a process; the stream then carries [`crate::frame`] frames.
+    Exec(Command),
+    /// Connects to guest-agent's ssh server, without a key; the stream then carries the SSH protocol.
+    Ssh,
+    /// Sets the guest's clock to this Unix time in nanoseconds.
+    Clock(i64),
+    /// Powers the guest off; answered before it begins.
+    PowerOff,
+}
+
+/// What the guest answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Answers [`Request::Ready`].
+    Ready(GuestFacts),
+    /// Done, or connected.
+    Ok,
+    /// Refused or failed.
+    Error(ApiError),
+}
+
+/// What a guest says of itself when it is ready. A guest can lie; hosts only show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestFacts {
+    /// guest-agent's version.
+    pub agent_version: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// Who is PID 1: `systemd`, another init's path, or `guest-agent`.
+    pub init: String,
+    /// Where guest-agent's ssh server listens on the VM's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_port: Option<u16>,
+    /// What did not work but did not stop the boot.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}

@@ -1,0 +1,30 @@
+//! What Warren's processes say to each other: ids, names, subjects, requests, replies, events,
+//! error codes and deadlines. No I/O: everything here is a value, its parser and its builder.
+//!
+//! Requests refuse unknown fields, so that a misspelt option is an error and never ignored;
+//! replies and events tolerate them, so that an older reader understands a newer writer.
+
+pub mod agent;
+pub mod config_drive;
+pub mod deadline;
+pub mod error;
+pub mod event;
+pub mod frame;
+pub mod guest;
+pub mod host;
+pub mod id;
+pub mod image;
+pub mod name;
+pub mod operation;
+pub mod size;
+pub mod stream;
+pub mod subject;
+pub mod verb;
+pub mod vm;
+pub mod workspace;
+
+pub use error::{ApiError, ErrorCode};
+pub use id::{HostId, ImageId, OperationId, SessionId, VmId};
+pub use name::{ImageName, VmName};
+pub use size::MebiBytes;
+pub use verb::{AgentVerb, Verb};

@@ -1,0 +1,239 @@
+//! VMs: requests to `vm-lifecycle` and what it says of them.
+
+use std::net::Ipv4Addr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::{
+    deadline,
+    id::{HostId, ImageId, OperationId, VmId},
+    name::VmName,
+    operation::{Operation, default_limit, default_wait_ms},
+    size::MebiBytes,
+    verb::verbs,
+};
+
+/// The fewest and the most virtual CPUs of one VM.
+pub const CPUS: std::ops::RangeInclusive<u32> = 1..=64;
+/// The least and the most memory of one VM: Debian's kernel and an initramfs need about 100 MiB.
+pub const MEMORY: std::ops::RangeInclusive<MebiBytes> = MebiBytes(96)..=MebiBytes(1024 * 1024);
+/// The least and the most disk of one VM; it is never smaller than its image.
+pub const DISK: std::ops::RangeInclusive<MebiBytes> = MebiBytes(16)..=MebiBytes(16 * 1024 * 1024);
+/// How many ssh keys one VM takes, and how long each may be in bytes.
+pub const SSH_KEYS_MAX: usize = 64;
+/// The longest ssh public key line, in bytes (an RSA-16384 key has about 2800).
+pub const SSH_KEY_BYTES_MAX: usize = 8192;
+
+/// Where a VM stands. The transitions are `domain::state` of vm-lifecycle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Reserved; its create is not done yet.
+    Creating,
+    /// A start is under way.
+    Starting,
+    /// Its VMM runs and its guest was ready.
+    Running,
+    /// A stop is under way.
+    Stopping,
+    /// Its VMM has ended as asked, or its guest powered off.
+    Stopped,
+    /// Its VMM ended by itself with an error, or its last start failed.
+    Failed,
+    /// A delete is under way.
+    Deleting,
+}
+
+impl VmState {
+    /// All states.
+    pub const ALL: [Self; 7] =
+        [Self::Creating, Self::Starting, Self::Running, Self::Stopping, Self::Stopped, Self::Failed, Self::Deleting];
+
+    /// The state as it stands on the wire and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+impl std::str::FromStr for VmState {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| format!("{text:?} is no VM state"))
+    }
+}
+
+/// Creates and starts a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateRequest {
+    /// Its name.
+    pub name: VmName,
+    /// The name or id of an image, or a registry reference, which is pulled first when it is missing.
+    pub image: String,
+    /// Virtual CPUs (1 to 64).
+    #[serde(default = "default_cpus")]
+    pub cpus: u32,
+    /// Memory (96M to 1T).
+    #[serde(default = "default_memory")]
+    pub memory: MebiBytes,
+    /// Disk (16M to 16T, never less than the image); the filesystem grows to it.
+    #[serde(default = "default_disk")]
+    pub disk: MebiBytes,
+    /// The host to run on; left out, the one with most room among those that hold the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    /// OpenSSH public keys that may log in over the VM's network address.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// Hold the reply until the VM is running.
+    #[serde(default)]
+    pub wait: bool,
+    /// How long to hold it, in milliseconds.
+    #[serde(default = "default_wait_ms")]
+    pub timeout_ms: u64,
+}
+
+/// One virtual CPU.
+pub fn default_cpus() -> u32 {
+    1
+}
+
+/// 256 MiB.
+pub fn default_memory() -> MebiBytes {
+    MebiBytes(256)
+}
+
+/// 2 GiB.
+pub fn default_disk() -> MebiBytes {
+    MebiBytes(2048)
+}
+
+/// Names one VM, by name or id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmRef {
+    /// Its name or id.
+    pub vm: String,
+}
+
+/// Starts, restarts or deletes a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LifecycleRequest {
+    /// Its name or id.
+    pub vm: String,
+    /// End the VMM at once instead of asking the guest to power off (stop, restart).
+    #[serde(default)]
+    pub force: bool,
+    /// Hold the reply until it is done.
+    #[serde(default)]
+    pub wait: bool,
+    /// How long to hold it, in milliseconds.
+    #[serde(default = "default_wait_ms")]
+    pub timeout_ms: u64,
+}
+
+/// Lists VMs by name.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListRequest {
+    /// Only those in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<VmState>,
+    /// Only those on this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+    /// How many at the most (1 to 500; 100 when left out).
+    #[serde(default = "default_limit")]
+    pub limit: u32,
+    /// Only names after this one: the last name of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<VmName>,
+}
+
+/// A VM as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Vm {
+    /// Its id.
+    pub id: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// Where it stands.
+    pub state: VmState,
+    /// Its host.
+    pub host: HostId,
+    /// Whether that host is silent, so that `state` is the last one known.
+    pub host_down: bool,
+    /// The image it was made from.
+    pub image: ImageId,
+    /// That image's name at the time.
+    pub image_name: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: MebiBytes,
+    /// Disk.
+    pub disk: MebiBytes,
+    /// Its address for life.
+    pub address: Ipv4Addr,
+    /// Its MAC address for life.
+    pub mac: String,
+    /// `<name>.<domain>`.
+    pub fqdn: String,
+    /// Its ssh host key, `ssh-ed25519 …`, fixed at create.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_host_key: Option<String>,
+    /// Where guest-agent's ssh server listens on `address`: 22, or 2222 beside an image's own sshd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_port: Option<u16>,
+    /// The operation that holds the VM claim now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationId>,
+    /// Why it is `failed`, or stopped by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When it was reserved.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String")]
+    pub created_at: OffsetDateTime,
+    /// When its guest was ready last.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    #[schemars(with = "Option<String>")]
+    pub ready_at: Option<OffsetDateTime>,
+}
+
+/// A page of VMs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct VmList {
+    /// The page.
+    pub vms: Vec<Vm>,
+    /// Whether there is more: ask again with `after` set to the last name here.
+    pub more: bool,
+}
+
+verbs! {
+    /// Creates and starts a VM. Operation `vm.create`; its result names the VM.
+    Create = "warren.vm.create", true, deadline::WAITING, CreateRequest => Operation;
+    /// Lists VMs.
+    List = "warren.vm.list", false, deadline::QUICK, ListRequest => VmList;
+    /// Shows one VM.
+    Get = "warren.vm.get", false, deadline::QUICK, VmRef => Vm;
+    /// Starts a stopped VM. Operation `vm.start`.
+    Start = "warren.vm.start", true, deadline::WAITING, LifecycleRequest => Operation;
+    /// Stops a VM: its guest powers off, or with `force` its VMM is ended. Operation `vm.stop`.
+    Stop = "warren.vm.stop", true, deadline::WAITING, LifecycleRequest => Operation;
+    /// Stops and starts a VM under one claim. Operation `vm.restart`.
+    Restart = "warren.vm.restart", true, deadline::WAITING, LifecycleRequest => Operation;
+    /// Deletes a VM with its disk, running or not. Operation `vm.delete`.
+    Delete = "warren.vm.delete", true, deadline::WAITING, LifecycleRequest => Operation;
+}
