@@ -1,1 +1,14 @@
-//! placeholder
+//! NATS done once: connect, call verbs, serve verbs, notify, and carry byte streams.
+//!
+//! Everything a Warren process says to another goes through a [`Bus`]. Trace context and request keys
+//! travel in headers; errors come back as [`contract::ApiError`].
+
+mod call;
+mod connect;
+mod serve;
+mod stream;
+
+pub use call::CallOptions;
+pub use connect::{Bus, BusConfig, BusError};
+pub use serve::{RequestContext, Service};
+pub use stream::ByteStream;

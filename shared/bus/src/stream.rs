@@ -1,0 +1,135 @@
+//! Byte streams over the bus: an ordered, flow-controlled, digest-checked pipe between two processes that
+//! see each other only through NATS. The packets are [`contract::stream`]'s.
+//!
+//! A lost message (a reconnect, a slow consumer) is sent again; a peer silent for [`PEER_SILENCE`] is taken for gone. A reader that
+//! stalls stops its own stream's sender after [`WINDOW`] bytes and no other's.
+
+mod pump;
+mod receiver;
+mod sender;
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use contract::{
+    SessionId,
+    stream::DATA_MAX,
+    subject::{stream_to_acceptor, stream_to_opener},
+};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Bus, BusError};
+
+/// What both the stream and its pump know of its end.
+#[derive(Debug, Default)]
+struct Ending {
+    /// Its user has shut the writing side down: what is buffered must still go out.
+    shut: bool,
+    /// Why it broke, if it did.
+    broken: Option<String>,
+}
+
+type SharedEnding = Arc<Mutex<Ending>>;
+
+fn with_ending<T>(ending: &SharedEnding, f: impl FnOnce(&mut Ending) -> T) -> T {
+    f(&mut ending.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// One end of a byte stream. Reading ends with an error that holds the peer's reason when the stream was
+/// reset; dropping it before both directions have ended resets it.
+#[derive(Debug)]
+pub struct ByteStream {
+    pipe: DuplexStream,
+    ending: SharedEnding,
+    dropped: CancellationToken,
+    done: CancellationToken,
+    reset: Option<tokio::sync::oneshot::Sender<String>>,
+}
+
+impl ByteStream {
+    /// The opener's end. It listens when this returns: only then may the acceptor be asked to begin.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub async fn open(bus: &Bus, session: SessionId) -> Result<Self, BusError> {
+        Self::start(bus, stream_to_opener(session), stream_to_acceptor(session)).await
+    }
+
+    /// The acceptor's end. It listens when this returns: only then may the opener's request be answered.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub async fn accept(bus: &Bus, session: SessionId) -> Result<Self, BusError> {
+        Self::start(bus, stream_to_acceptor(session), stream_to_opener(session)).await
+    }
+
+    async fn start(bus: &Bus, listen: String, send: String) -> Result<Self, BusError> {
+        let inbound = bus.subscribe(listen).await?;
+        let (pipe, inner) = tokio::io::duplex(2 * DATA_MAX);
+        let ending = SharedEnding::default();
+        let (dropped, done) = (CancellationToken::new(), CancellationToken::new());
+        let (reset, reset_asked) = tokio::sync::oneshot::channel();
+        let pump = pump::Pump::new(bus.clone(), send, inner, ending.clone(), dropped.clone());
+        let finished = done.clone().drop_guard();
+        tokio::spawn(async move {
+            pump.run(inbound, reset_asked, finished).await;
+        });
+        Ok(Self { pipe, ending, dropped, done, reset: Some(reset) })
+    }
+
+    /// Ends both directions at once; the peer's reads fail with `reason`.
+    pub async fn reset(mut self, reason: impl Into<String>) {
+        if let Some(reset) = self.reset.take()
+            && reset.send(reason.into()).is_ok()
+        {
+            self.done.cancelled().await;
+        }
+    }
+
+    /// Waits until both directions have ended and the peer knows (at most some seconds), for processes that exit afterwards.
+    pub async fn closed(&self) {
+        self.done.cancelled().await;
+    }
+}
+
+impl Drop for ByteStream {
+    fn drop(&mut self) {
+        self.dropped.cancel();
+    }
+}
+
+impl AsyncRead for ByteStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.pipe).poll_read(cx, buffer))?;
+        let ended = buffer.filled().len() == before && buffer.remaining() > 0;
+        if ended && let Some(reason) = with_ending(&self.ending, |ending| ending.broken.clone()) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, reason)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ByteStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        let result = ready!(Pin::new(&mut self.pipe).poll_write(cx, buffer));
+        Poll::Ready(result.map_err(|error| match with_ending(&self.ending, |ending| ending.broken.clone()) {
+            Some(reason) => io::Error::new(io::ErrorKind::ConnectionReset, reason),
+            None => error,
+        }))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.pipe).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        with_ending(&self.ending, |ending| ending.shut = true);
+        Pin::new(&mut self.pipe).poll_shutdown(cx)
+    }
+}

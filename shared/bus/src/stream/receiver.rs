@@ -1,0 +1,106 @@
+//! The receiving half: what came in order and was not taken by the reader yet.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes};
+use contract::stream::{Packet, WINDOW};
+use sha2::{Digest, Sha256};
+
+/// What a packet did.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Went on.
+    New,
+    /// Had been here before: the peer missed an acknowledgement.
+    Repeated,
+    /// Something before it is missing.
+    Gap,
+    /// The peer does not keep the rules, or the bytes are not what it sent.
+    Broken(&'static str),
+}
+
+pub(super) struct Receiver {
+    received: u64,
+    delivered: u64,
+    pending: VecDeque<Bytes>,
+    hasher: Sha256,
+    finished: bool,
+}
+
+impl Receiver {
+    pub(super) fn new() -> Self {
+        Self { received: 0, delivered: 0, pending: VecDeque::new(), hasher: Sha256::new(), finished: false }
+    }
+
+    pub(super) fn data(&mut self, offset: u64, mut data: Bytes) -> Taken {
+        if offset > self.received {
+            return Taken::Gap;
+        }
+        let Ok(old) = usize::try_from(self.received - offset) else { return Taken::Repeated };
+        if old >= data.len() {
+            return Taken::Repeated;
+        }
+        if self.finished {
+            return Taken::Broken("the peer sent bytes after its end");
+        }
+        data.advance(old);
+        if self.received + data.len() as u64 > self.delivered + WINDOW {
+            return Taken::Broken("the peer sent more than it was allowed");
+        }
+        self.hasher.update(&data);
+        self.received += data.len() as u64;
+        self.pending.push_back(data);
+        Taken::New
+    }
+
+    pub(super) fn fin(&mut self, length: u64, digest: [u8; 32]) -> Taken {
+        if self.finished {
+            return Taken::Repeated;
+        }
+        if length > self.received {
+            return Taken::Gap;
+        }
+        if length < self.received || self.hasher.clone().finalize()[..] != digest {
+            return Taken::Broken("the bytes received are not the bytes sent");
+        }
+        self.finished = true;
+        Taken::New
+    }
+
+    /// The bytes the reader gets next.
+    pub(super) fn front(&self) -> Option<&Bytes> {
+        self.pending.front()
+    }
+
+    /// The reader took `count` of [`Receiver::front`].
+    pub(super) fn deliver(&mut self, count: usize) {
+        self.delivered += count as u64;
+        if let Some(front) = self.pending.front_mut() {
+            front.advance(count);
+            if front.is_empty() {
+                self.pending.pop_front();
+            }
+        }
+    }
+
+    /// Drops what the reader will not take any more, so that the peer may finish.
+    pub(super) fn discard(&mut self) {
+        self.pending.clear();
+        self.delivered = self.received;
+    }
+
+    /// Bytes the reader has taken.
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// The peer has ended its direction and the reader has all of it.
+    pub(super) fn is_done(&self) -> bool {
+        self.finished && self.pending.is_empty()
+    }
+
+    pub(super) fn acknowledgement(&self, resend: bool) -> Packet {
+        let received = self.received + u64::from(self.finished);
+        Packet::Ack { received, limit: self.delivered + WINDOW, resend }
+    }
+}
