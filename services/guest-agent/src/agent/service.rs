@@ -1,0 +1,81 @@
+//! Answers one stream's request.
+
+use std::{sync::Arc, time::Duration};
+
+use contract::{
+    ApiError,
+    guest::{Reply, Request},
+};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_settime},
+};
+use tokio::io::AsyncWriteExt;
+
+use super::{MuxStream, Shared};
+use crate::{exec, power};
+
+/// How long a host may take to send its request.
+const REQUEST_WAIT: Duration = Duration::from_secs(30);
+
+/// How long an answer has to leave the guest before it is powered off.
+const REPLY_OUT: Duration = Duration::from_millis(50);
+
+/// Reads the request, answers it, and carries what follows.
+pub async fn answer(mut stream: MuxStream, shared: &Arc<Shared>) {
+    let request = match tokio::time::timeout(REQUEST_WAIT, stream.read_request()).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(error)) => return finish(stream, Reply::Error(error)).await,
+        Err(_) => return finish(stream, Reply::Error(ApiError::deadline_exceeded("the request did not come"))).await,
+    };
+    match request {
+        Request::Ping => finish(stream, Reply::Ok).await,
+        Request::Ready => ready(stream, shared).await,
+        Request::Clock(nanoseconds) => finish(stream, set_clock(nanoseconds)).await,
+        Request::Exec(command) => exec::serve(stream, &command, shared).await,
+        Request::Ssh => match &shared.ssh {
+            Some(server) => {
+                if stream.write_reply(&Reply::Ok).await.is_ok() {
+                    server.serve_trusted(stream).await;
+                }
+            }
+            None => {
+                let error = ApiError::failed_precondition("this VM has no ssh server, its host key cannot be used")
+                    .hint("see the VM's warnings; exec works without");
+                finish(stream, Reply::Error(error)).await;
+            }
+        },
+        Request::PowerOff => {
+            finish(stream, Reply::Ok).await;
+            // Process 1 may end this process at once; the answer is on its way through the connection's task.
+            tokio::time::sleep(REPLY_OUT).await;
+            power::off(&shared.init).await;
+        }
+    }
+}
+
+async fn finish(mut stream: MuxStream, reply: Reply) {
+    if stream.write_reply(&reply).await.is_ok() {
+        stream.shutdown().await.unwrap_or_default();
+    }
+}
+
+async fn ready(stream: MuxStream, shared: &Shared) {
+    let mut facts = shared.facts.subscribe();
+    let reply = tokio::select! {
+        facts = facts.wait_for(Option::is_some) => match facts {
+            Ok(facts) => facts.clone().map_or(Reply::Ok, Reply::Ready),
+            Err(_) => Reply::Error(ApiError::unavailable("the agent is ending")),
+        },
+        () = stream.closed() => return,
+    };
+    finish(stream, reply).await;
+}
+
+fn set_clock(nanoseconds: i64) -> Reply {
+    let time = TimeSpec::new(nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
+    match clock_settime(ClockId::CLOCK_REALTIME, time) {
+        Ok(()) => Reply::Ok,
+        Err(errno) => Reply::Error(ApiError::invalid_argument(format!("the guest's clock cannot be set to {nanoseconds} ns: {errno}"))),
+    }
+}

@@ -1,0 +1,10 @@
+//! A process started for somebody outside: what to run, as whom and where ([`Launch`]), and the running thing ([`Job`]).
+
+mod job;
+mod launch;
+mod pty;
+pub mod user;
+
+pub use job::{Control, Input, Job, Output};
+pub use launch::{DEFAULT_PATH, Environment, Launch, LaunchError, Program};
+pub use pty::Terminal;
