@@ -27,6 +27,18 @@ use crate::{Bus, BusError};
 /// in the subscription.
 const IN_FLIGHT_MAX: usize = 4096;
 
+/// The queue group of verbs that several services serve alike.
+const SHARED_QUEUE: &str = "warren-shared";
+
+/// How long a handler may take: a waiting verb as long as its request may ask for.
+fn limit<V: Verb>() -> Duration {
+    if V::TIMEOUT <= deadline::QUICK {
+        V::TIMEOUT
+    } else {
+        Duration::from_millis(deadline::WAIT_MAX_MS) + deadline::WAIT_SLACK
+    }
+}
+
 /// What a handler knows of a request beside its body.
 #[derive(Clone, Debug, Default)]
 pub struct RequestContext {
@@ -98,12 +110,22 @@ impl Service {
         V: Verb,
         F: Future<Output = Result<V::Reply, ApiError>> + Send + 'static,
     {
-        let limit = if V::TIMEOUT <= deadline::QUICK {
-            V::TIMEOUT
-        } else {
-            Duration::from_millis(deadline::WAIT_MAX_MS) + deadline::WAIT_SLACK
-        };
-        self.endpoint(V::SUBJECT.to_owned(), V::SUMMARY, limit, handler).await
+        self.endpoint(V::SUBJECT.to_owned(), V::SUMMARY, &self.name, limit::<V>(), handler).await
+    }
+
+    /// Serves a verb that services of different names can answer alike: exactly one of them does.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub async fn serve_shared<V, F>(
+        &self,
+        handler: impl Fn(RequestContext, V::Request) -> F + Send + Sync + 'static,
+    ) -> Result<(), BusError>
+    where
+        V: Verb,
+        F: Future<Output = Result<V::Reply, ApiError>> + Send + 'static,
+    {
+        self.endpoint(V::SUBJECT.to_owned(), V::SUMMARY, SHARED_QUEUE, limit::<V>(), handler).await
     }
 
     /// Serves a command to the host-agent of `host`.
@@ -119,7 +141,7 @@ impl Service {
         A: AgentVerb,
         F: Future<Output = Result<A::Reply, ApiError>> + Send + 'static,
     {
-        self.endpoint(A::subject(host), A::SUMMARY, A::TIMEOUT, handler).await
+        self.endpoint(A::subject(host), A::SUMMARY, &self.name, A::TIMEOUT, handler).await
     }
 
     /// Waits until the server knows all endpoints: only then may the process say it is ready.
@@ -148,6 +170,7 @@ impl Service {
         &self,
         subject: String,
         summary: &str,
+        queue: &str,
         limit: Duration,
         handler: H,
     ) -> Result<(), BusError>
@@ -167,6 +190,7 @@ impl Service {
             .endpoint_builder()
             .name(subject.replace('.', "-"))
             .metadata(metadata)
+            .queue_group(queue)
             .add(subject.clone())
             .await
             .map_err(|source| BusError::Register { name: subject.clone(), source })?;

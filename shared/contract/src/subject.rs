@@ -36,6 +36,17 @@ pub fn operation_changed(id: OperationId) -> String {
     format!("warren.changed.operation.{id}")
 }
 
+/// Tells the worker of a running operation that its cancel was asked for. Best effort.
+pub fn operation_cancel(id: OperationId) -> String {
+    format!("warren.cancel.operation.{id}")
+}
+
+/// Every [`operation_cancel`]; the last token is the operation's id.
+pub const OPERATION_CANCEL_WILDCARD: &str = "warren.cancel.operation.*";
+
+/// Tells the relay that the outbox has something. Best effort.
+pub const WAKE_RELAY: &str = "warren.wake.outbox";
+
 /// Where the opener of a byte stream listens.
 pub fn stream_to_opener(session: SessionId) -> String {
     format!("warren.stream.{session}.opener")

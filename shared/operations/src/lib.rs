@@ -1,1 +1,25 @@
-//! placeholder
+//! The durable operation engine: slow requests as rows that any worker can claim, continue after a crash, and
+//! undo.
+//!
+//! An operation is claimed with a lease and an epoch, works through the [`Step`]s of its [`Kind`], records each with a
+//! typed journal, and ends. A worker that dies is replaced when its lease runs out; the successor continues after the last
+//! recorded step. A worker that lost its lease cannot record anything, and its commands to hosts are refused by
+//! their epoch.
+
+mod claim;
+mod context;
+mod engine;
+mod kind;
+mod record;
+mod relay;
+mod submit;
+mod undo;
+mod verbs;
+mod worker;
+
+pub use context::Context;
+pub use engine::{Engine, EngineBuilder, Submitter};
+pub use kind::{Kind, Step, StepError};
+pub use record::{get, list};
+pub use submit::{NewOperation, Submitted, cancel, submit};
+pub use verbs::{answer, serve_operation_verbs};

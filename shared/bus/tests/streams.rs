@@ -1,0 +1,121 @@
+//! Stories of byte streams: two processes that see each other only through NATS.
+
+use std::time::Duration;
+
+use bus::{Bus, BusConfig, ByteStream};
+use contract::SessionId;
+use rand::RngExt;
+use testkit::Nats;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+/// Emulated disks and two busy cores: no story takes this long.
+const BOUND: Duration = Duration::from_secs(60);
+
+async fn pair(nats: &Nats) -> (ByteStream, ByteStream) {
+    let session = SessionId::new();
+    let near = Bus::connect(&BusConfig::new(nats.url(), "opener")).await.unwrap();
+    let far = Bus::connect(&BusConfig::new(nats.url(), "acceptor")).await.unwrap();
+    let opener = ByteStream::open(&near, session).await.unwrap();
+    let acceptor = ByteStream::accept(&far, session).await.unwrap();
+    (opener, acceptor)
+}
+
+fn random(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    rand::rng().fill(&mut bytes[..]);
+    bytes
+}
+
+#[tokio::test]
+async fn a_question_and_its_answer_both_end_cleanly() {
+    let nats = Nats::start().await;
+    let (mut opener, mut acceptor) = pair(&nats).await;
+    let echo = tokio::spawn(async move {
+        let mut all = Vec::new();
+        acceptor.read_to_end(&mut all).await.unwrap();
+        acceptor.write_all(&all).await.unwrap();
+        acceptor.shutdown().await.unwrap();
+        acceptor.closed().await;
+    });
+    let sent = random(3 * 1024 * 1024);
+    let (mut reader, mut writer) = tokio::io::split(opener);
+    let copy = sent.clone();
+    let write = tokio::spawn(async move {
+        writer.write_all(&copy).await.unwrap();
+        writer.shutdown().await.unwrap();
+        writer
+    });
+    let mut received = Vec::new();
+    timeout(BOUND, reader.read_to_end(&mut received)).await.unwrap().unwrap();
+    assert!(received == sent);
+    opener = reader.unsplit(write.await.unwrap());
+    timeout(BOUND, opener.closed()).await.unwrap();
+    echo.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_restart_of_nats_in_the_middle_loses_no_byte() {
+    let mut nats = Nats::start().await;
+    let (mut opener, mut acceptor) = pair(&nats).await;
+    let sent = random(8 * 1024 * 1024);
+    let copy = sent.clone();
+    let write = tokio::spawn(async move {
+        opener.write_all(&copy).await.unwrap();
+        opener.shutdown().await.unwrap();
+        opener.closed().await;
+    });
+    let mut received = vec![0; 1024 * 1024];
+    acceptor.read_exact(&mut received).await.unwrap();
+    nats.restart().await;
+    timeout(BOUND, acceptor.read_to_end(&mut received)).await.unwrap().unwrap();
+    acceptor.shutdown().await.unwrap();
+    assert!(received == sent);
+    timeout(BOUND, write).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stalled_reader_stops_its_own_sender_after_a_window() {
+    let nats = Nats::start().await;
+    let (mut opener, mut acceptor) = pair(&nats).await;
+    let sent = random(4 * 1024 * 1024);
+    let copy = sent.clone();
+    let mut write = tokio::spawn(async move {
+        opener.write_all(&copy).await.unwrap();
+        opener.shutdown().await.unwrap();
+        opener.closed().await;
+    });
+    assert!(timeout(Duration::from_secs(2), &mut write).await.is_err(), "nobody reads, so the writer must wait");
+    let mut received = Vec::new();
+    timeout(BOUND, acceptor.read_to_end(&mut received)).await.unwrap().unwrap();
+    acceptor.shutdown().await.unwrap();
+    assert!(received == sent);
+    timeout(BOUND, write).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_tells_the_other_end_why() {
+    let nats = Nats::start().await;
+    let (mut opener, acceptor) = pair(&nats).await;
+    acceptor.reset("vm stopped").await;
+    let error = timeout(BOUND, opener.read_to_end(&mut Vec::new())).await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "vm stopped");
+}
+
+#[tokio::test]
+async fn a_dropped_end_is_a_reset_but_what_was_shut_down_before_arrives() {
+    let nats = Nats::start().await;
+    let (opener, mut acceptor) = pair(&nats).await;
+    drop(opener);
+    assert!(timeout(BOUND, acceptor.read_to_end(&mut Vec::new())).await.unwrap().is_err());
+
+    let (mut opener, mut acceptor) = pair(&nats).await;
+    opener.write_all(b"last words").await.unwrap();
+    opener.shutdown().await.unwrap();
+    drop(opener);
+    let mut words = vec![0; 10];
+    timeout(BOUND, acceptor.read_exact(&mut words)).await.unwrap().unwrap();
+    assert_eq!(words, b"last words");
+}

@@ -1,0 +1,137 @@
+//! Accepting and cancelling operations.
+
+use std::time::Duration;
+
+use contract::{ApiError, OperationId, operation::Operation, subject};
+use serde_json::{Value, json};
+use store::{GenericClient, Store, StoreError, outbox};
+
+use crate::record::get_in;
+
+/// An operation to be accepted.
+#[derive(Clone, Debug)]
+pub struct NewOperation<'a> {
+    /// Its id, minted before anything happens.
+    pub id: OperationId,
+    /// Its kind's name.
+    pub kind: &'a str,
+    /// What it excludes others from.
+    pub resource: String,
+    /// The request it carries out.
+    pub request: Value,
+    /// How long it may take in all, from now.
+    pub deadline: Duration,
+    /// The caller's idempotency key.
+    pub request_key: Option<String>,
+    /// What tells the same request from another one with the same key.
+    pub request_digest: String,
+    /// The trace it belongs to.
+    pub traceparent: Option<String>,
+}
+
+/// What accepting did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// A new operation.
+    New(OperationId),
+    /// The one accepted earlier with the same key.
+    Replayed(OperationId),
+}
+
+impl Submitted {
+    /// The operation either way.
+    pub fn id(self) -> OperationId {
+        match self {
+            Self::New(id) | Self::Replayed(id) => id,
+        }
+    }
+}
+
+/// Accepts an operation; works inside a caller's transaction too.
+///
+/// # Errors
+/// `invalid_argument` when the key was used with another request; or the database is not there.
+pub async fn submit(client: &impl GenericClient, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {
+    let insert = client
+        .prepare_cached(
+            "insert into operations.operation \
+             (id, kind, resource, request, request_key, request_digest, traceparent, deadline_at) \
+             values ($1, $2, $3, $4, $5, $6, $7, now() + $8 * interval '1 second') \
+             on conflict (kind, request_key) where request_key is not null do nothing",
+        )
+        .await
+        .map_err(StoreError::from)?;
+    let inserted = client
+        .execute(
+            &insert,
+            &[
+                &new.id.0,
+                &new.kind,
+                &new.resource,
+                &new.request,
+                &new.request_key,
+                &new.request_digest,
+                &new.traceparent,
+                &new.deadline.as_secs_f64(),
+            ],
+        )
+        .await
+        .map_err(StoreError::from)?;
+    if inserted == 1 {
+        let event = json!({ "kind": new.kind, "resource": new.resource, "state": "queued" });
+        outbox::push(client, &subject::event("operation", new.id, "queued"), &event).await?;
+        return Ok(Submitted::New(new.id));
+    }
+    replayed(client, new).await
+}
+
+async fn replayed(client: &impl GenericClient, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {
+    let query = "select id, request_digest from operations.operation where kind = $1 and request_key = $2";
+    let statement = client.prepare_cached(query).await.map_err(StoreError::from)?;
+    let row = client.query_opt(&statement, &[&new.kind, &new.request_key]).await.map_err(StoreError::from)?;
+    let Some(row) = row else {
+        // It was purged between the two statements.
+        return Err(ApiError::aborted("the request id was used by an operation that was just purged")
+            .hint("ask again with a fresh request id"));
+    };
+    if row.get::<_, String>("request_digest") != new.request_digest {
+        return Err(ApiError::invalid_argument("this request id was used before with another request")
+            .hint("use a fresh Warren-Request-Id for every new request"));
+    }
+    Ok(Submitted::Replayed(OperationId(row.get("id"))))
+}
+
+/// Cancels an operation: at once while it is queued, at its next step boundary while it runs. One that has
+/// ended stays as it is.
+///
+/// # Errors
+/// `not_found`, or the database is not there.
+pub async fn cancel(store: &Store, bus: &bus::Bus, id: OperationId) -> Result<Operation, ApiError> {
+    let mut client = store.client().await?;
+    let transaction = client.transaction().await.map_err(StoreError::from)?;
+    let error = serde_json::to_value(ApiError::cancelled("the operation was cancelled before it began"))
+        .map_err(|error| ApiError::internal(error.to_string()))?;
+    let statement = transaction
+        .prepare_cached(
+            "update operations.operation set cancel_requested = true, \
+                state = case when state = 'queued' then 'cancelled' else state end, \
+                finished_at = case when state = 'queued' then now() end, \
+                error = case when state = 'queued' then $2 else error end \
+             where id = $1 and state in ('queued', 'running') returning kind, resource, state",
+        )
+        .await
+        .map_err(StoreError::from)?;
+    let row = transaction.query_opt(&statement, &[&id.0, &error]).await.map_err(StoreError::from)?;
+    if let Some(row) = row {
+        let (kind, resource, state): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        let what = if state == "cancelled" { "cancelled" } else { "cancel_requested" };
+        let event = json!({ "kind": kind, "resource": resource, "state": state });
+        outbox::push(&transaction, &subject::event("operation", id, what), &event).await?;
+    }
+    let operation = get_in(&transaction, id).await?;
+    transaction.commit().await.map_err(StoreError::committing)?;
+    bus.notify(subject::operation_cancel(id)).await;
+    bus.notify(subject::operation_changed(id)).await;
+    bus.notify(subject::WAKE_RELAY.to_owned()).await;
+    Ok(operation)
+}
