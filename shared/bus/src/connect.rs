@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use async_nats::{ConnectOptions, Event, Subscriber, jetstream};
+use async_nats::{ConnectOptions, Event, Request, Subscriber, client::RequestErrorKind, jetstream};
 use contract::ApiError;
 
 /// How to reach NATS.
@@ -74,6 +74,11 @@ const RECONNECT_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between attempts to reconnect: a restarted server is found within a second.
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
+/// How long the server may take to answer a flush: longer than its restart.
+const FLUSH: Duration = Duration::from_secs(10);
+/// Nobody listens here.
+const FLUSH_SUBJECT: &str = "warren.flush";
+
 impl Bus {
     /// Connects; afterwards the client reconnects by itself for ever.
     ///
@@ -113,12 +118,18 @@ impl Bus {
         Ok(subscriber)
     }
 
-    /// Waits until the server has taken everything sent so far.
+    /// Waits until the server has taken everything sent so far: subscriptions are known, messages are on
+    /// their way. The client's own flush ends at the socket, so this asks a question nobody answers: the server
+    /// reads in order, and its "no responders" comes after all that went before.
     ///
     /// # Errors
-    /// The connection is closed.
+    /// The connection is closed, or the server does not answer within [`FLUSH`].
     pub async fn flush(&self) -> Result<(), BusError> {
-        self.client.flush().await.map_err(|error| BusError::Closed(error.into()))
+        let question = Request::new().timeout(Some(FLUSH));
+        match self.client.send_request(FLUSH_SUBJECT, question).await {
+            Err(error) if error.kind() != RequestErrorKind::NoResponders => Err(BusError::Closed(error.into())),
+            _ => Ok(()),
+        }
     }
 
     /// JetStream on this connection.

@@ -292,7 +292,7 @@ impl Pump {
     /// Repeats the last acknowledgement while the peer asks for it.
     async fn linger(self, mut inbound: Subscriber, finished: DropGuard) {
         drop((self.reader, self.writer));
-        if let Err(error) = self.bus.client.flush().await {
+        if let Err(error) = self.bus.flush().await {
             tracing::debug!(%error, "the last acknowledgement may be lost");
         }
         drop(finished);
@@ -320,7 +320,7 @@ impl Pump {
         });
         if !by_peer {
             self.say(Packet::Reset { reason }).await;
-            if let Err(error) = self.bus.client.flush().await {
+            if let Err(error) = self.bus.flush().await {
                 tracing::debug!(%error, "a reset was not sent");
             }
         }

@@ -1,0 +1,362 @@
+//! A whole lab for one test: private PostgreSQL and NATS, the real service binaries as child processes, a
+//! host-agent with a network namespace of its own, and the means to kill and restart each of them.
+//!
+//! A lab leaves nothing behind: dropping it ends everything it started, and [`Lab::residue`] says what a finished
+//! story left in it.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use crate::{Nats, Postgres};
+
+/// How long a lab may take until every service answers. Emulated and with four labs at once it takes seconds.
+const START_BOUND: Duration = Duration::from_secs(60);
+/// How long a process gets to end after SIGTERM before it is killed.
+const STOP_BOUND: Duration = Duration::from_secs(10);
+
+/// The services of a lab, in the order in which they start.
+pub const SERVICES: [&str; 3] = ["image-service", "vm-lifecycle", "workspace-service"];
+
+/// What a lab is to be like.
+#[derive(Clone, Debug)]
+pub struct LabOptions {
+    /// How many host-agents.
+    pub hosts: usize,
+    /// More environment for every process, e.g. `WARREN_HOST_PREFIX`.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for LabOptions {
+    fn default() -> Self {
+        Self { hosts: 1, env: Vec::new() }
+    }
+}
+
+/// A running lab.
+pub struct Lab {
+    /// Its database engine.
+    pub postgres: Postgres,
+    /// Its message bus.
+    pub nats: Nats,
+    bins: PathBuf,
+    dir: tempfile::TempDir,
+    env: BTreeMap<String, String>,
+    hosts: Vec<String>,
+    children: BTreeMap<String, Child>,
+}
+
+/// What host-agents need and a machine may lack.
+struct GuestFiles {
+    kernel: PathBuf,
+    modules: PathBuf,
+    agent: PathBuf,
+}
+
+/// Why no VM can be booted here, if so: a test prints it as `skipped: …`.
+pub fn missing_for_vms() -> Option<String> {
+    if !nix_is_root() {
+        return Some("VM tests need root".to_owned());
+    }
+    guest_files().err()
+}
+
+fn nix_is_root() -> bool {
+    // /proc/self is owned by the effective user.
+    std::os::unix::fs::MetadataExt::uid(&match std::fs::metadata("/proc/self") {
+        Ok(metadata) => metadata,
+        Err(_) => return false,
+    }) == 0
+}
+
+fn guest_files() -> Result<GuestFiles, String> {
+    let path = |variable: &str| match std::env::var_os(variable) {
+        Some(path) if Path::new(&path).exists() => Ok(PathBuf::from(path)),
+        Some(path) => Err(format!("{variable} names {}, which does not exist", path.display())),
+        None => Err(format!("{variable} is not set (deploy/check sets it)")),
+    };
+    Ok(GuestFiles {
+        kernel: path("WARREN_KERNEL")?,
+        modules: path("WARREN_KERNEL_MODULES")?,
+        agent: path("WARREN_GUEST_AGENT")?,
+    })
+}
+
+/// The directory of this workspace's binaries: the one above the test's own `deps`.
+pub fn binaries() -> io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let dir = own.ancestors().nth(2).unwrap_or(Path::new("/"));
+    let missing = ["warren", "host-agent"].iter().chain(&SERVICES).find(|name| !dir.join(name).exists());
+    match missing {
+        None => Ok(dir.to_owned()),
+        Some(name) => Err(io::Error::other(format!(
+            "{} is not built: run `cargo build --workspace` first (deploy/check does)",
+            dir.join(name).display()
+        ))),
+    }
+}
+
+impl Lab {
+    /// Starts a lab and waits until all of it answers.
+    ///
+    /// # Panics
+    /// Anything does not start; the message holds the logs' ends.
+    pub async fn start(options: LabOptions) -> Self {
+        let files = guest_files().unwrap_or_else(|why| panic!("a lab needs a guest: {why}"));
+        let bins = binaries().unwrap_or_else(|error| panic!("{error}"));
+        let (postgres, nats) = (Postgres::start().await, Nats::start().await);
+        let dir = tempfile::Builder::new().prefix("wlab-").tempdir().expect("a temporary directory");
+        let tag = dir.path().file_name().and_then(|name| name.to_str()).unwrap_or("wlab").to_lowercase();
+        let tag: String = tag.chars().filter(char::is_ascii_alphanumeric).collect();
+        let hosts = (1..=options.hosts).map(|n| format!("{tag}-{n}")).collect();
+        let mut env: BTreeMap<String, String> = BTreeMap::from([
+            ("WARREN_NATS_URL".to_owned(), nats.url()),
+            ("WARREN_DATABASE_URL".to_owned(), postgres.url()),
+            ("WARREN_KERNEL".to_owned(), files.kernel.display().to_string()),
+            ("WARREN_KERNEL_MODULES".to_owned(), files.modules.display().to_string()),
+            ("WARREN_GUEST_AGENT".to_owned(), files.agent.display().to_string()),
+            // A test never probes KVM: where it is there but hangs, the probe's deadline would be paid by each lab.
+            ("WARREN_ACCEL".to_owned(), std::env::var("WARREN_TEST_ACCEL").unwrap_or_else(|_| "tcg".to_owned())),
+        ]);
+        env.extend(options.env);
+        let mut lab = Self { postgres, nats, bins, dir, env, hosts, children: BTreeMap::new() };
+        for service in SERVICES {
+            lab.start_process(service, &[]);
+        }
+        for host in lab.hosts.clone() {
+            lab.start_process(&host, &[]);
+        }
+        lab.wait_ready().await;
+        lab
+    }
+
+    /// The ids of its hosts.
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    /// The state directory of a host.
+    pub fn state_dir(&self, host: &str) -> PathBuf {
+        self.dir.path().join(host)
+    }
+
+    /// A directory for the test's own files, removed with the lab.
+    pub fn scratch(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    /// Starts a service by name or a host-agent by host id, with more environment.
+    pub fn start_process(&mut self, name: &str, env: &[(&str, &str)]) {
+        let is_host = self.hosts.iter().any(|host| host == name);
+        let log = File::options().create(true).append(true).open(self.log(name)).expect("a log file");
+        let mut command = Command::new(self.bins.join(if is_host { "host-agent" } else { name }));
+        command.envs(&self.env).envs(env.iter().copied());
+        if is_host {
+            command.env("WARREN_HOST_ID", name).env("WARREN_STATE_DIR", self.state_dir(name));
+        }
+        let errors = log.try_clone().expect("a second handle of the log");
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        self.children.insert(name.to_owned(), child);
+    }
+
+    /// The path of a process's log.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
+    }
+
+    /// Kills a process as `kill -9` does and reaps it.
+    pub fn kill(&mut self, name: &str) {
+        let mut child = self.children.remove(name).unwrap_or_else(|| panic!("{name} does not run"));
+        child.kill().unwrap_or_else(|error| panic!("{name} cannot be killed: {error}"));
+        child.wait().unwrap_or_else(|error| panic!("{name} cannot be reaped: {error}"));
+    }
+
+    /// Waits until a process has ended by itself, e.g. at a crash point.
+    ///
+    /// # Panics
+    /// It still runs after `bound`.
+    pub async fn wait_exit(&mut self, name: &str, bound: Duration) {
+        let mut child = self.children.remove(name).unwrap_or_else(|| panic!("{name} does not run"));
+        let gone = tokio::time::timeout(bound, async {
+            while child.try_wait().expect("a child of ours").is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        if gone.await.is_err() {
+            let tail = self.tail(name);
+            child.kill().expect("a child of ours");
+            child.wait().expect("a child of ours");
+            panic!("{name} still runs after {bound:?}; its log ends:\n{tail}");
+        }
+    }
+
+    /// Whether a process runs.
+    pub fn runs(&mut self, name: &str) -> bool {
+        self.children.get_mut(name).is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Runs the CLI against this lab.
+    pub async fn warren(&self, args: &[&str]) -> Output {
+        let mut command = tokio::process::Command::new(self.bins.join("warren"));
+        command.args(args).env("WARREN_NATS_URL", self.nats.url()).env("HOME", self.dir.path()).kill_on_drop(true);
+        command.stdin(Stdio::null()).output().await.expect("the CLI starts")
+    }
+
+    /// Runs the CLI, which must succeed, and gives its standard output.
+    pub async fn must(&self, args: &[&str]) -> String {
+        let output = self.warren(args).await;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "warren {args:?}: {}\n{out}\n{err}\n{}", output.status, self.tails());
+        out.into_owned()
+    }
+
+    /// A database connection of the test's own.
+    pub async fn sql(&self) -> tokio_postgres::Client {
+        let (client, connection) = tokio_postgres::connect(&self.postgres.url(), tokio_postgres::NoTls)
+            .await
+            .expect("the lab's database answers");
+        tokio::spawn(connection);
+        client
+    }
+
+    /// Waits until every service and host answers.
+    pub async fn wait_ready(&self) {
+        let hosts = self.hosts.len();
+        let ended = tokio::time::timeout(START_BOUND, async {
+            loop {
+                let listed = self.warren(&["host", "ls", "-o", "json"]).await;
+                let images = self.warren(&["image", "ls", "-o", "json"]).await;
+                if String::from_utf8_lossy(&listed.stdout).matches("\"up\"").count() == hosts && images.status.success()
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        assert!(ended.await.is_ok(), "the lab is not ready after {START_BOUND:?}\n{}", self.tails());
+    }
+
+    /// The last lines of every log.
+    pub fn tails(&self) -> String {
+        let names = SERVICES.iter().map(|name| (*name).to_owned()).chain(self.hosts.iter().cloned());
+        names.map(|name| format!("--- {name}\n{}\n", self.tail(&name))).collect()
+    }
+
+    fn tail(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.log(name)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    /// What a story in which every VM was deleted or failed has left: rows, leases, capacity, directories, taps,
+    /// processes. Empty when all is well; waits a little for what ends in the background.
+    pub async fn residue(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(20), async {
+            loop {
+                left = self.residue_now().await;
+                if left.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        if ended.await.is_err() { self.residue_now().await } else { Vec::new() }
+    }
+
+    async fn residue_now(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let sql = self.sql().await;
+        for (what, query) in [
+            ("VM rows", "select count(*) from vm.vm"),
+            ("held addresses", "select count(*) from vm.lease where vm_id is not null"),
+            ("unfinished operations", "select count(*) from operations.operation where state in ('queued','running')"),
+            ("owed undos", "select count(*) from operations.operation where undo_owed"),
+        ] {
+            let count: i64 = sql.query_one(query, &[]).await.map_or(-1, |row| row.get(0));
+            if count != 0 {
+                left.push(format!("{count} {what}"));
+            }
+        }
+        for host in &self.hosts {
+            let state = self.state_dir(host);
+            for (what, dir) in [("VM directory", state.join("vms")), ("staging directory", state.join("staging"))] {
+                left.extend(entries(&dir).into_iter().map(|name| format!("{what} {name} on {host}")));
+            }
+            left.extend(taps(host).into_iter().map(|tap| format!("tap {tap} on {host}")));
+            left.extend(vmms(&state).into_iter().map(|pid| format!("VMM process {pid} on {host}")));
+        }
+        left
+    }
+}
+
+/// The names in a directory, hidden ones left out; none when it does not exist.
+pub fn entries(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| !name.starts_with('.')).collect()
+}
+
+/// The taps in a host's network namespace.
+pub fn taps(host: &str) -> Vec<String> {
+    let output = Command::new("ip").args(["-n", &format!("warren-{host}"), "-o", "link"]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let names = text.lines().filter_map(|line| line.split(": ").nth(1));
+    names.filter(|name| name.starts_with("wt")).map(|name| name.split('@').next().unwrap_or(name).to_owned()).collect()
+}
+
+/// The process ids of VMMs whose command line or working directory lies below a state directory.
+pub fn vmms(state: &Path) -> Vec<u32> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let ids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|pid| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        let below = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(state));
+        command.split('\0').next().is_some_and(|program| program.contains("qemu-system"))
+            && (below || command.contains(&*state.to_string_lossy()))
+    })
+    .collect()
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for child in self.children.values() {
+            // The id is of a child not yet reaped, so it cannot be anybody else's.
+            let ended = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+            if let Err(error) = ended {
+                eprintln!("a process of the lab cannot be ended: {error}");
+            }
+        }
+        let give_up = std::time::Instant::now() + STOP_BOUND;
+        for child in self.children.values_mut() {
+            while matches!(child.try_wait(), Ok(None)) && std::time::Instant::now() < give_up {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            if matches!(child.try_wait(), Ok(None))
+                && let Err(error) = child.kill().and_then(|()| child.wait())
+            {
+                eprintln!("a process of the lab cannot be killed: {error}");
+            }
+        }
+        for host in &self.hosts {
+            let cleanup = Command::new(self.bins.join("host-agent"))
+                .arg("--cleanup")
+                .envs(&self.env)
+                .env("WARREN_HOST_ID", host)
+                .env("WARREN_STATE_DIR", self.state_dir(host))
+                .output();
+            match cleanup {
+                Ok(output) if output.status.success() => {}
+                Ok(output) => eprintln!("{host} was not cleaned up: {}", String::from_utf8_lossy(&output.stderr)),
+                Err(error) => eprintln!("{host} was not cleaned up: {error}"),
+            }
+        }
+    }
+}
