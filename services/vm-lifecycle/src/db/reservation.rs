@@ -1,0 +1,197 @@
+//! The **reservation**: the one statement that gives a VM its name, room and address, and its reverse.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use contract::{ApiError, HostId, ImageId, MebiBytes, VmId, VmName, agent::Fence};
+use runtime::telemetry;
+use store::{Store, StoreError};
+use tokio::sync::Semaphore;
+
+use super::db_error;
+
+/// What is to be reserved.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The VM's id, minted before.
+    pub id: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// The host chosen for it.
+    pub host: HostId,
+    /// Its image.
+    pub image: ImageId,
+    /// That image's name now.
+    pub image_name: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: MebiBytes,
+    /// Disk.
+    pub disk: MebiBytes,
+    /// Who may log in.
+    pub ssh_keys: Vec<String>,
+    /// The operation that reserves, which must still hold its claim. `None` only in benchmarks.
+    pub fence: Option<Fence>,
+}
+
+/// What was reserved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// The VM's address for life.
+    pub address: Ipv4Addr,
+    /// Its host: another than asked for when this is a replay of an earlier reservation.
+    pub host: HostId,
+}
+
+/// Why nothing was reserved.
+#[derive(Debug, thiserror::Error)]
+pub enum ReserveError {
+    /// Another VM has the name.
+    #[error("a VM named {0} exists")]
+    NameTaken(VmName),
+    /// The host is not known.
+    #[error("there is no host {0}")]
+    NoHost(HostId),
+    /// The host has too little left; says what is left.
+    #[error("host {host} has too little room left: {left}")]
+    NoRoom {
+        /// Which host.
+        host: HostId,
+        /// JSON: `cpus`, `memory_mib`, `disk_mib`.
+        left: String,
+    },
+    /// The host has no free and rested address.
+    #[error("host {0} has no free address")]
+    NoAddress(HostId),
+    /// The image is not on the host any more.
+    #[error("the image {image} is not on host {host} any more")]
+    ReplicaGone {
+        /// The image's name.
+        image: String,
+        /// The host.
+        host: HostId,
+    },
+    /// Another worker holds the operation now.
+    #[error("the operation is held by another worker")]
+    Stale,
+    /// The database could not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<ReserveError> for ApiError {
+    fn from(error: ReserveError) -> Self {
+        let text = error.to_string();
+        match error {
+            ReserveError::NameTaken(_) => {
+                ApiError::already_exists(text).hint("choose another name, or delete that VM first")
+            }
+            ReserveError::NoHost(_) => ApiError::not_found(text).hint("`warren host ls` lists the hosts"),
+            ReserveError::NoRoom { .. } => {
+                ApiError::resource_exhausted(text).hint("delete or shrink VMs, or add a host")
+            }
+            ReserveError::NoAddress(_) => ApiError::resource_exhausted(text)
+                .hint("delete VMs (a freed address rests for a while), or configure larger subnets"),
+            ReserveError::ReplicaGone { .. } => ApiError::failed_precondition(text).hint("pull the image again"),
+            ReserveError::Stale => ApiError::aborted(text),
+            ReserveError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Reserves and releases, with a bounded number of statements at once: more of them make PostgreSQL slower,
+/// and the rest of the service needs connections too. Clones share the bound.
+#[derive(Clone, Debug)]
+pub struct Reservations {
+    store: Store,
+    turns: Arc<Semaphore>,
+    rest: Duration,
+}
+
+const RESERVE: &str = "select o_address, o_host from vm.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+
+impl Reservations {
+    /// At most `at_once` statements at a time; a freed address rests for `rest`.
+    pub fn new(store: Store, at_once: usize, rest: Duration) -> Self {
+        Self { store, turns: Arc::new(Semaphore::new(at_once.max(1))), rest }
+    }
+
+    /// How long a freed address rests.
+    pub fn rest(&self) -> Duration {
+        self.rest
+    }
+
+    /// Reserves; a repeat answers with what the first one got.
+    ///
+    /// # Errors
+    /// Nothing was reserved; see the variants. After [`StoreError::Indeterminate`] a repeat tells.
+    pub async fn reserve(&self, claim: &Claim) -> Result<Reserved, ReserveError> {
+        let turn = self.turns.acquire().await;
+        let client = self.store.client().await?;
+        let statement = client.prepare_cached(RESERVE).await.map_err(StoreError::from)?;
+        let operation = claim.fence.map(|fence| fence.operation.0);
+        let row = client
+            .query_one(
+                &statement,
+                &[
+                    &claim.id.0,
+                    &claim.name.as_str(),
+                    &claim.host.as_str(),
+                    &claim.image.0,
+                    &claim.image_name,
+                    &i32::try_from(claim.cpus).unwrap_or(i32::MAX),
+                    &i64::from(claim.memory.0),
+                    &i64::from(claim.disk.0),
+                    &claim.ssh_keys,
+                    &operation,
+                    &claim.fence.map_or(0, |fence| fence.epoch),
+                    &self.rest.as_secs_f64(),
+                    &telemetry::current_traceparent(),
+                ],
+            )
+            .await;
+        drop((client, turn));
+        let row = row.map_err(|error| refusal(error.into(), claim))?;
+        let std::net::IpAddr::V4(address) = row.try_get(0).map_err(StoreError::from)? else {
+            return Err(StoreError::Schema("a lease holds an IPv6 address".to_owned()).into());
+        };
+        let host: String = row.try_get(1).map_err(StoreError::from)?;
+        let host = host.parse().map_err(|error| StoreError::Schema(format!("a VM's host: {error}")))?;
+        Ok(Reserved { address, host })
+    }
+
+    /// Gives back all that VM holds, and its row. Done already: fine.
+    ///
+    /// # Errors
+    /// `Stale`: a newer claim works on the VM; nothing was given back.
+    pub async fn release(&self, vm: VmId, epoch: i64) -> Result<(), ReserveError> {
+        let client = self.store.client().await?;
+        let statement = client.prepare_cached("select vm.release($1, $2, $3)").await.map_err(StoreError::from)?;
+        let row = client.query_one(&statement, &[&vm.0, &epoch, &telemetry::current_traceparent()]).await;
+        match row.map_err(StoreError::from)?.try_get::<_, &str>(0).map_err(StoreError::from)? {
+            "stale" => Err(ReserveError::Stale),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn refusal(error: StoreError, claim: &Claim) -> ReserveError {
+    if matches!(&error, StoreError::Constraint { name, .. } if name == "vm_replica") {
+        return ReserveError::ReplicaGone { image: claim.image_name.clone(), host: claim.host.clone() };
+    }
+    if matches!(&error, StoreError::Constraint { name, .. } if name == "vm_host_id_fkey") {
+        return ReserveError::NoHost(claim.host.clone());
+    }
+    let Some(refused) = db_error(&error) else { return error.into() };
+    match refused.code().code() {
+        "WR001" => ReserveError::NameTaken(claim.name.clone()),
+        "WR002" => ReserveError::NoHost(claim.host.clone()),
+        "WR003" => ReserveError::NoRoom {
+            host: claim.host.clone(),
+            left: refused.detail().unwrap_or("unknown").to_owned(),
+        },
+        "WR004" => ReserveError::NoAddress(claim.host.clone()),
+        "WR005" => ReserveError::Stale,
+        _ => error.into(),
+    }
+}

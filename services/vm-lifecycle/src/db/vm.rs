@@ -1,0 +1,214 @@
+//! Rows of `vm.vm`: reading them, and changing their state under the fence of a claim's epoch.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use contract::{
+    HostId, ImageId, MebiBytes, OperationId, VmId, VmName, deadline,
+    subject,
+    vm::{ListRequest, Vm, VmState},
+};
+use serde_json::json;
+use store::{GenericClient, Store, StoreError, outbox};
+use time::OffsetDateTime;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{number, parsed};
+use crate::domain::{
+    mac,
+    state::{self, Denied, Event, Transition},
+};
+
+/// A VM as its row, lease and host tell.
+#[derive(Clone, Debug)]
+pub struct VmRow {
+    /// What clients see, but for the domain name.
+    pub vm: Vm,
+    /// The subnet's prefix length.
+    pub prefix: u8,
+    /// The subnet's gateway.
+    pub gateway: Ipv4Addr,
+    /// Who may log in.
+    pub ssh_keys: Vec<String>,
+    /// The claim that wrote the row last.
+    pub epoch: i64,
+}
+
+const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, v.cpus::bigint as cpus, v.memory_mib, \
+     v.disk_mib, v.ssh_keys, v.ssh_host_key, v.ssh_port, v.reason, v.epoch, v.created_at, v.ready_at, l.address, \
+     masklen(h.subnet) as prefix, h.gateway, \
+     h.last_seen < clock_timestamp() - make_interval(secs => $1) as host_down, \
+     (select o.id from operations.operation o where o.resource = 'vm:' || v.id and o.state = 'running') as operation";
+const TABLES: &str = "vm.vm v join vm.lease l on l.vm_id = v.id join vm.host h on h.id = v.host_id";
+
+/// How long a silent host counts as up, in seconds, as every query takes it.
+pub fn host_down_seconds() -> f64 {
+    deadline::HOST_DOWN.as_secs_f64()
+}
+
+/// The VM of that name or id.
+///
+/// # Errors
+/// The database could not.
+pub async fn vm_find(client: &impl GenericClient, domain: &str, name_or_id: &str) -> Result<Option<VmRow>, StoreError> {
+    let (condition, id) = match Uuid::parse_str(name_or_id) {
+        Ok(id) => ("v.id = $2::uuid and $3::text is not null", Some(id)),
+        Err(_) => ("$2::uuid is null and v.name = $3", None),
+    };
+    let statement = client.prepare_cached(&format!("select {COLUMNS} from {TABLES} where {condition}")).await?;
+    let row = client.query_opt(&statement, &[&host_down_seconds(), &id, &name_or_id]).await?;
+    row.map(|row| read(&row, domain)).transpose()
+}
+
+/// A page of VMs by name, one more than asked for when there is more.
+///
+/// # Errors
+/// The database could not.
+pub async fn vm_list(
+    client: &impl GenericClient,
+    domain: &str,
+    filter: &ListRequest,
+    limit: u32,
+) -> Result<Vec<VmRow>, StoreError> {
+    let sql = format!(
+        "select {COLUMNS} from {TABLES} where ($2::text is null or v.state = $2) and ($3::text is null or v.host_id = $3) \
+         and ($4::text is null or v.name > $4) order by v.name limit $5"
+    );
+    let statement = client.prepare_cached(&sql).await?;
+    let state = filter.state.map(VmState::as_str);
+    let host = filter.host.as_ref().map(HostId::as_str);
+    let after = filter.after.as_ref().map(VmName::as_str);
+    let rows = client
+        .query(&statement, &[&host_down_seconds(), &state, &host, &after, &(i64::from(limit) + 1)])
+        .await?;
+    rows.iter().map(|row| read(row, domain)).collect()
+}
+
+fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
+    let (IpAddr::V4(address), IpAddr::V4(gateway)) = (row.try_get("address")?, row.try_get("gateway")?) else {
+        return Err(StoreError::Schema("a lease or gateway is an IPv6 address".to_owned()));
+    };
+    let name: VmName = parsed(row, "name")?;
+    let port: Option<i32> = row.try_get("ssh_port")?;
+    let vm = Vm {
+        id: VmId(row.try_get("id")?),
+        state: parsed(row, "state")?,
+        host: parsed(row, "host_id")?,
+        host_down: row.try_get("host_down")?,
+        image: ImageId(row.try_get("image_id")?),
+        image_name: row.try_get("image_name")?,
+        cpus: number(row, "cpus")?,
+        memory: MebiBytes(number(row, "memory_mib")?),
+        disk: MebiBytes(number(row, "disk_mib")?),
+        address,
+        mac: mac::of(address),
+        fqdn: format!("{name}.{domain}"),
+        name,
+        ssh_host_key: row.try_get("ssh_host_key")?,
+        ssh_port: port.and_then(|port| u16::try_from(port).ok()),
+        operation: row.try_get::<_, Option<Uuid>>("operation")?.map(OperationId),
+        reason: row.try_get("reason")?,
+        created_at: row.try_get("created_at")?,
+        ready_at: row.try_get::<_, Option<OffsetDateTime>>("ready_at")?,
+    };
+    let prefix: i32 = row.try_get("prefix")?;
+    let ssh_keys = row.try_get("ssh_keys")?;
+    Ok(VmRow { vm, prefix: u8::try_from(prefix).unwrap_or(32), gateway, ssh_keys, epoch: row.try_get("epoch")? })
+}
+
+/// What a change writes beside the state.
+#[derive(Clone, Debug, Default)]
+pub struct Patch {
+    /// Why it is so; cleared when `None`.
+    pub reason: Option<String>,
+    /// The host carried out a command of this claim: older observations are old news from now on.
+    pub acknowledged: bool,
+    /// Its ssh host key, once known.
+    pub ssh_host_key: Option<String>,
+    /// Its ssh server's port, as of this start.
+    pub ssh_port: Option<u16>,
+}
+
+/// What became of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Done; where the VM stood before, and stands now.
+    Updated {
+        /// Before.
+        was: VmState,
+        /// Now.
+        now: VmState,
+    },
+    /// A newer claim has written the row.
+    Stale,
+    /// There is no such VM.
+    NotFound,
+    /// Its state does not allow it.
+    Denied(Denied),
+}
+
+/// Applies an event to a VM in the name of the claim with that epoch, with its outbox event.
+///
+/// # Errors
+/// The database could not; nothing has changed, or (indeterminate) a repeat finds it done.
+pub async fn vm_apply(store: &Store, vm: VmId, epoch: i64, event: Event, patch: &Patch) -> Result<Changed, StoreError> {
+    let mut client = store.client().await?;
+    let txn = client.transaction().await?;
+    let statement = txn.prepare_cached("select state, epoch from vm.vm where id = $1 for update").await?;
+    let Some(row) = txn.query_opt(&statement, &[&vm.0]).await? else { return Ok(Changed::NotFound) };
+    let was: VmState = parsed(&row, "state")?;
+    if row.try_get::<_, i64>("epoch")? > epoch {
+        return Ok(Changed::Stale);
+    }
+    let now = match state::apply(was, event) {
+        Err(denied) => return Ok(Changed::Denied(denied)),
+        Ok(Transition::Stays) => was,
+        Ok(Transition::To(next)) => next,
+    };
+    vm_write_in_txn(&txn, vm, epoch, was, now, patch).await?;
+    txn.commit().await.map_err(StoreError::committing)?;
+    Ok(Changed::Updated { was, now })
+}
+
+/// Writes a state that [`state::apply`] allowed, and tells of it when it is a settled one.
+pub(super) async fn vm_write_in_txn(
+    txn: &impl GenericClient,
+    vm: VmId,
+    epoch: i64,
+    was: VmState,
+    now: VmState,
+    patch: &Patch,
+) -> Result<(), StoreError> {
+    // A state that stays keeps its reason: nothing new was learnt.
+    let statement = txn
+        .prepare_cached(
+            "update vm.vm v set state = $2, epoch = greatest(v.epoch, $3), \
+                host_epoch = case when $4 then greatest(v.host_epoch, $3) else v.host_epoch end, \
+                reason = case when v.state = $2 then v.reason else $5 end, \
+                ssh_host_key = coalesce($6, v.ssh_host_key), ssh_port = coalesce($7, v.ssh_port), \
+                ready_at = case when $2 = 'running' and v.state <> $2 then clock_timestamp() else v.ready_at end, \
+                changed_at = clock_timestamp() \
+             from vm.lease l where v.id = $1 and l.vm_id = v.id returning v.name, v.host_id, host(l.address) as address",
+        )
+        .await?;
+    let port = patch.ssh_port.map(i32::from);
+    let row = txn
+        .query_one(
+            &statement,
+            &[&vm.0, &now.as_str(), &epoch, &patch.acknowledged, &patch.reason, &patch.ssh_host_key, &port],
+        )
+        .await?;
+    if was != now && matches!(now, VmState::Running | VmState::Stopped | VmState::Failed) {
+        let mut data = json!({
+            "name": row.try_get::<_, String>("name")?,
+            "state": now,
+            "host": row.try_get::<_, String>("host_id")?,
+            "address": row.try_get::<_, String>("address")?,
+        });
+        if let Some(reason) = &patch.reason {
+            data["reason"] = json!(reason);
+        }
+        outbox::push(txn, &subject::event("vm", vm, now.as_str()), &data).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! What a **create** must be before anything is written down: ranges, keys and names, each refused with its own sentence.
+
+use contract::{
+    ApiError, MebiBytes,
+    deadline::WAIT_MAX_MS,
+    vm::{CPUS, CreateRequest, DISK, MEMORY, SSH_KEY_BYTES_MAX, SSH_KEYS_MAX},
+};
+
+use super::reference;
+
+/// The key types guest-agent's ssh server takes.
+const KEY_TYPES: [&str; 8] = [
+    "ssh-ed25519",
+    "ssh-rsa",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+    "ssh-dss",
+];
+
+/// Checks a create.
+///
+/// # Errors
+/// `invalid_argument` naming the field, its value and what it may be.
+pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
+    reference::parse(&request.image)?;
+    if !CPUS.contains(&request.cpus) {
+        return Err(ApiError::invalid_argument(format!("a VM cannot have {} CPUs", request.cpus))
+            .hint(format!("`cpus` is {} to {}", CPUS.start(), CPUS.end())));
+    }
+    range("memory", request.memory, &MEMORY)?;
+    range("disk", request.disk, &DISK)?;
+    timeout(request.timeout_ms)?;
+    if request.ssh_keys.len() > SSH_KEYS_MAX {
+        return Err(ApiError::invalid_argument(format!("{} ssh keys are too many", request.ssh_keys.len()))
+            .hint(format!("a VM takes {SSH_KEYS_MAX}")));
+    }
+    request.ssh_keys.iter().enumerate().try_for_each(|(n, line)| ssh_key(n + 1, line))
+}
+
+/// Checks a request's `timeout_ms`.
+///
+/// # Errors
+/// `invalid_argument`: it is zero or over the longest wait.
+pub fn timeout(timeout_ms: u64) -> Result<(), ApiError> {
+    if (1..=WAIT_MAX_MS).contains(&timeout_ms) {
+        return Ok(());
+    }
+    Err(ApiError::invalid_argument(format!("`timeout_ms` cannot be {timeout_ms}"))
+        .hint(format!("it is 1 to {WAIT_MAX_MS}")))
+}
+
+fn range(field: &str, value: MebiBytes, allowed: &std::ops::RangeInclusive<MebiBytes>) -> Result<(), ApiError> {
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    Err(ApiError::invalid_argument(format!("a VM cannot have {value} of {field}"))
+        .hint(format!("`{field}` is {} to {}", allowed.start(), allowed.end())))
+}
+
+/// Checks that a line is one OpenSSH public key: type, base64 blob that names the same type, comment.
+fn ssh_key(n: usize, line: &str) -> Result<(), ApiError> {
+    let refuse = |why: &str| {
+        Err(ApiError::invalid_argument(format!("ssh key {n} {why}"))
+            .hint("give the line of a .pub file, such as ~/.ssh/id_ed25519.pub"))
+    };
+    if line.len() > SSH_KEY_BYTES_MAX {
+        return refuse("is too long for a public key");
+    }
+    if line.contains(|c: char| c.is_control()) {
+        return refuse("is more than one line, or holds control characters");
+    }
+    if line.contains("PRIVATE KEY") {
+        return refuse("is a private key: never give it away");
+    }
+    let mut words = line.split_ascii_whitespace();
+    let (Some(kind), Some(blob)) = (words.next(), words.next()) else {
+        return refuse("is not of the form `type base64 [comment]`");
+    };
+    if !KEY_TYPES.contains(&kind) {
+        return refuse("does not begin with a known key type such as ssh-ed25519");
+    }
+    match blob_type(blob) {
+        Some(inner) if inner == kind.as_bytes() => Ok(()),
+        Some(_) => refuse("says one type and holds another"),
+        None => refuse("does not hold base64 of a public key"),
+    }
+}
+
+/// The type inside a key's blob: base64 of a length (four bytes, big endian) and so many bytes (RFC 4253 §6.6).
+fn blob_type(blob: &str) -> Option<Vec<u8>> {
+    let bytes = base64(blob)?;
+    let length = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let kind = bytes.get(4..4usize.checked_add(length)?)?;
+    // A key without key material is none.
+    (bytes.len() > 4 + length + 4).then(|| kind.to_vec())
+}
+
+/// Decodes base64 (RFC 4648 §4); a few lines here instead of a crate for one use.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
+        return None;
+    }
+    let (mut bytes, mut bits, mut filled) = (Vec::with_capacity(text.len() * 3 / 4), 0u32, 0);
+    for digit in digits.bytes() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        filled += 6;
+        if filled >= 8 {
+            filled -= 8;
+            bytes.push((bits >> filled) as u8);
+            bits &= (1 << filled) - 1;
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contract::ErrorCode;
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJk5hJv8rEx3l2Qm0kTkq3zN0a0y8mX0kq1l0nB1bZ0a me@example";
+
+    fn request(json: serde_json::Value) -> CreateRequest {
+        let mut whole = serde_json::json!({"name": "web", "image": "debian"});
+        whole.as_object_mut().unwrap().extend(json.as_object().unwrap().clone());
+        serde_json::from_value(whole).unwrap()
+    }
+
+    #[test]
+    fn the_defaults_and_a_key_are_taken() {
+        check(&request(serde_json::json!({}))).unwrap();
+        check(&request(serde_json::json!({"ssh_keys": [KEY], "image": "r:5000/debian:12"}))).unwrap();
+    }
+
+    #[test]
+    fn each_wrong_field_is_named_with_what_it_may_be() {
+        for (wrong, message, hint) in [
+            (serde_json::json!({"cpus": 0}), "0 CPUs", "1 to 64"),
+            (serde_json::json!({"cpus": 65}), "65 CPUs", "1 to 64"),
+            (serde_json::json!({"memory": 1}), "1M of memory", "96M to 1024G"),
+            (serde_json::json!({"disk": "1M"}), "1M of disk", "16M to"),
+            (serde_json::json!({"timeout_ms": 0}), "timeout_ms", "1 to 600000"),
+            (serde_json::json!({"image": "a b"}), "image name", "image ls"),
+            (serde_json::json!({"ssh_keys": [KEY, "hello"]}), "ssh key 2", ".pub"),
+            (serde_json::json!({"ssh_keys": [KEY.replace("ssh-ed25519", "ssh-rsa")]}), "one type", ".pub"),
+            (serde_json::json!({"ssh_keys": [format!("{KEY}\nrm")]}), "more than one line", ".pub"),
+            (serde_json::json!({"ssh_keys": ["ssh-ed25519 AAAA!"]}), "base64", ".pub"),
+            (serde_json::json!({"ssh_keys": ["x".repeat(9000)]}), "too long", ".pub"),
+        ] {
+            let error = check(&request(wrong.clone())).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+            assert!(error.message.contains(message), "{wrong}: {}", error.message);
+            assert!(error.hint.as_deref().unwrap().contains(hint), "{wrong}: {:?}", error.hint);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! One file a verb: what a request must be, and its answer.
+
+mod create;
+mod get;
+mod heartbeat;
+mod hosts;
+mod lifecycle;
+mod list;
+mod register;
+mod report;
+
+use std::sync::Arc;
+
+use bus::{BusError, RequestContext, Service};
+use contract::{ApiError, Verb, host, vm};
+use ipnet::Ipv4Net;
+use operations::Submitter;
+use store::Store;
+
+use crate::kinds::{Delete, Lab, Restart, Start, Stop};
+
+/// What handlers work with.
+pub struct App {
+    /// The database.
+    pub store: Store,
+    /// Accepts operations.
+    pub submitter: Submitter,
+    /// Who reserves, and the lab's domain.
+    pub lab: Arc<Lab>,
+    /// What hosts get their subnets of.
+    pub network: Ipv4Net,
+    /// The prefix length of a host's subnet.
+    pub host_prefix: u8,
+}
+
+/// Serves one verb with a handler that takes the app.
+async fn serve<V, F>(
+    service: &Service,
+    app: &Arc<App>,
+    handler: fn(Arc<App>, RequestContext, V::Request) -> F,
+) -> Result<(), BusError>
+where
+    V: Verb,
+    F: Future<Output = Result<V::Reply, ApiError>> + Send + 'static,
+{
+    let app = app.clone();
+    service.serve::<V, F>(move |context, request| handler(app.clone(), context, request)).await
+}
+
+/// Serves every verb of this service.
+///
+/// # Errors
+/// The bus connection is closed.
+pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError> {
+    serve::<vm::Create, _>(service, app, create::handle).await?;
+    serve::<vm::List, _>(service, app, list::handle).await?;
+    serve::<vm::Get, _>(service, app, get::handle).await?;
+    serve::<vm::Start, _>(service, app, lifecycle::handle::<Start>).await?;
+    serve::<vm::Stop, _>(service, app, lifecycle::handle::<Stop>).await?;
+    serve::<vm::Restart, _>(service, app, lifecycle::handle::<Restart>).await?;
+    serve::<vm::Delete, _>(service, app, lifecycle::handle::<Delete>).await?;
+    serve::<host::Register, _>(service, app, register::handle).await?;
+    serve::<host::Heartbeat, _>(service, app, heartbeat::handle).await?;
+    serve::<host::Report, _>(service, app, report::handle).await?;
+    serve::<host::List, _>(service, app, hosts::handle).await
+}
+
+/// What a host-agent is told whose host another agent speaks for.
+fn superseded(host: &contract::HostId) -> ApiError {
+    ApiError::aborted(format!("another host-agent speaks for {host}"))
+        .hint("two host-agents run with the same WARREN_HOST_ID, or this is the older one's last message")
+}
