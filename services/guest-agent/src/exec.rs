@@ -4,6 +4,8 @@
 //! up the other. A host that closes its sending half has sent all of its input; one that drops the stream has gone,
 //! and the process is ended: SIGHUP, then SIGKILL.
 
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
+
 use bytes::{Bytes, BytesMut};
 use contract::{
     ApiError,
@@ -11,7 +13,6 @@ use contract::{
     guest::Reply,
     workspace::Command,
 };
-use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
@@ -19,11 +20,13 @@ use tokio::{
 
 use crate::{
     agent::{MuxStream, Shared},
-    process::{Control, Environment, Job, Launch, LaunchError, Output, Program, user},
+    process::{Control, Environment, Input, Job, Launch, LaunchError, Output, Program, user},
 };
 
 /// How many frames of input may wait for the process, each of at most 64 KiB.
 const INPUT_QUEUE: usize = 2;
+/// What an end of file is on a terminal (^D).
+pub const END_OF_TRANSMISSION: &[u8] = b"\x04";
 
 /// Runs a command for the host.
 pub async fn serve(mut stream: MuxStream, command: &Command, shared: &Shared) {
@@ -61,8 +64,9 @@ fn prepare(command: &Command, image: &[String]) -> Result<Result<Launch, LaunchE
     if let Some(pair) = command.env.iter().find(|pair| !pair.contains('=') || pair.starts_with('=')) {
         return Err(ApiError::invalid_argument(format!("{pair:?} in env is not NAME=value")));
     }
-    let account = user::find(command.user.as_deref().unwrap_or_default())
-        .map_err(|error| ApiError::invalid_argument(error.to_string()).hint("name a user of the image, or uid[:gid]"))?;
+    let account = user::find(command.user.as_deref().unwrap_or_default()).map_err(|error| {
+        ApiError::invalid_argument(error.to_string()).hint("name a user of the image, or uid[:gid]")
+    })?;
     let mut environment = Environment::new(image, &account);
     if command.tty.is_some() {
         environment.set("TERM", "xterm");
@@ -101,8 +105,8 @@ async fn carry(stream: &MuxStream, mut job: Job) -> Option<ExitStatus> {
     };
     let ended = tokio::select! {
         ended = output => ended,
-        () = receive(stream.clone(), control, queue) => None,
-        () = feed(input, queued) => None,
+        () = receive(stream.clone(), control.clone(), queue) => None,
+        () = feed(input, queued, control.has_terminal()) => None,
         () = stream.closed() => None,
     };
     if ended.is_none() {
@@ -150,12 +154,15 @@ async fn receive(mut stream: MuxStream, control: Control, queue: mpsc::Sender<By
 }
 
 /// Writes queued input to the process. Ends never: the process' end is what counts.
-async fn feed(input: Option<crate::process::Input>, mut queued: mpsc::Receiver<Bytes>) {
+async fn feed(input: Option<Input>, mut queued: mpsc::Receiver<Bytes>, terminal: bool) {
     if let Some(mut input) = input {
         let mut open = true;
         while let Some(bytes) = queued.recv().await {
             // A process that does not read any more gets nothing more, and loses nothing it wants.
             open = open && input.write_all(&bytes).await.is_ok() && input.flush().await.is_ok();
+        }
+        if open && terminal {
+            input.write_all(END_OF_TRANSMISSION).await.unwrap_or_default();
         }
     }
     std::future::pending().await

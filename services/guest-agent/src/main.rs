@@ -19,7 +19,9 @@ fn main() -> ExitCode {
     let booted = boot::boot().unwrap_or_else(|error| fatal(&boot::chain(&error)));
     let pipe = pid1::hand_over_pipe().unwrap_or_else(|errno| fatal(&format!("cannot make a pipe: {errno}")));
     let path = match &booted.init {
-        Init::Systemd(path) | Init::Other(path) if guest_agent::logging::kernel_parameter("warren.shell").is_none() => path.clone(),
+        Init::Systemd(path) | Init::Other(path) if guest_agent::logging::kernel_parameter("warren.shell").is_none() => {
+            path.clone()
+        }
         _ => pid1::run(&booted, pipe),
     };
     fork_supervisor(&booted, pipe);

@@ -35,7 +35,8 @@ pub fn run(booted: &Booted, handed_over: (OwnedFd, OwnedFd)) -> ! {
     if let Err(errno) = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None) {
         tracing::error!("process 1 cannot block its signals: {errno}");
     }
-    let mut children = Children { agent: None, respawn_at: Some(Instant::now()), main: start_main(booted), pause: Pause::default() };
+    let mut children =
+        Children { agent: None, respawn_at: Some(Instant::now()), main: start_main(booted), pause: Pause::default() };
     children.respawn(booted, &handed_over, Some(done));
     loop {
         match wait_signal(&signals, children.respawn_at) {
@@ -81,8 +82,12 @@ impl Children {
             } else if Some(pid) == self.main {
                 self.main = None;
                 match status {
-                    WaitStatus::Exited(_, code) => tracing::info!("the image's program ended with code {code}; the VM stays up"),
-                    WaitStatus::Signaled(_, signal, _) => tracing::info!("the image's program was ended by {signal}; the VM stays up"),
+                    WaitStatus::Exited(_, code) => {
+                        tracing::info!("the image's program ended with code {code}; the VM stays up")
+                    }
+                    WaitStatus::Signaled(_, signal, _) => {
+                        tracing::info!("the image's program was ended by {signal}; the VM stays up")
+                    }
                     _ => {}
                 }
             }
@@ -102,7 +107,8 @@ fn signals() -> SigSet {
 fn wait_signal(set: &SigSet, until: Option<Instant>) -> Option<i32> {
     loop {
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let limit = left.map(|left| libc::timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+        let limit =
+            left.map(|left| libc::timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
         let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         // SAFETY: both pointers are to values that outlive the call, or null where the call allows it.
         let signal = unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), limit) };
@@ -124,19 +130,20 @@ fn start_main(booted: &Booted) -> Option<Pid> {
     if argv.is_empty() {
         return None;
     }
-    let started = user::find(if shell { "" } else { &image.user }).map_err(|error| error.to_string()).and_then(|account| {
-        let environment = Environment::new(&image.env, &account);
-        let cwd = if image.working_dir.is_empty() { "/".to_owned() } else { image.working_dir.clone() };
-        let program = Program::find(&argv[0], environment.path(), &cwd).map_err(|error| error.to_string())?;
-        let launch = Launch { program, argv, environment, cwd, account, terminal: shell };
-        let mut command = launch.command().map_err(|error| error.to_string())?;
-        if shell {
-            command.stdin(Stdio::inherit());
-        } else {
-            command.stdin(Stdio::null());
-        }
-        command.spawn().map_err(|error| error.to_string())
-    });
+    let started =
+        user::find(if shell { "" } else { &image.user }).map_err(|error| error.to_string()).and_then(|account| {
+            let environment = Environment::new(&image.env, &account);
+            let cwd = if image.working_dir.is_empty() { "/".to_owned() } else { image.working_dir.clone() };
+            let program = Program::find(&argv[0], environment.path(), &cwd).map_err(|error| error.to_string())?;
+            let launch = Launch { program, argv, environment, cwd, account, terminal: shell };
+            let mut command = launch.command().map_err(|error| error.to_string())?;
+            if shell {
+                command.stdin(Stdio::inherit());
+            } else {
+                command.stdin(Stdio::null());
+            }
+            command.spawn().map_err(|error| error.to_string())
+        });
     match started {
         Ok(child) => Some(Pid::from_raw(child.id() as i32)),
         Err(problem) => {
@@ -181,7 +188,9 @@ fn reap_all() -> bool {
 
 /// Makes the root filesystem read-only, so that it is clean when the machine goes.
 pub fn seal_root() {
-    if let Err(errno) = nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>) {
+    if let Err(errno) =
+        nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
+    {
         tracing::warn!("cannot make the root filesystem read-only: {errno}");
     }
 }

@@ -36,7 +36,8 @@ pub async fn off(init: &Init) {
         Init::Systemd(_) => signal_init(libc::SIGRTMIN() + 4),
         Init::GuestAgent => signal_init(libc::SIGUSR2),
         Init::Other(_) => {
-            let ran = Path::new(POWEROFF).exists() && tokio::process::Command::new(POWEROFF).status().await.is_ok_and(|s| s.success());
+            let ran = Path::new(POWEROFF).exists()
+                && tokio::process::Command::new(POWEROFF).status().await.is_ok_and(|s| s.success());
             if !ran {
                 signal_init(libc::SIGUSR2);
             }

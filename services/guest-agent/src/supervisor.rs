@@ -95,7 +95,8 @@ fn mark() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE) {
         tracing::warn!("cannot set oom_score_adj: {error}");
     }
-    let Some((start, end)) = std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| argument_area(&stat)) else {
+    let Some((start, end)) = std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| argument_area(&stat))
+    else {
         return tracing::warn!("cannot find the command line's address");
     };
     if end > start {

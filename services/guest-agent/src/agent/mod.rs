@@ -40,7 +40,10 @@ pub struct Shared {
 
 /// Lives as the agent.
 pub fn run(booted: &Booted, handed_over: &OwnedFd) -> ! {
-    let outcome = tokio::runtime::Builder::new_current_thread().enable_all().build().map(|runtime| runtime.block_on(live(booted, handed_over)));
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map(|runtime| runtime.block_on(live(booted, handed_over)));
     let problem = match outcome {
         Ok(Ok(never)) => match never {},
         Ok(Err(error)) | Err(error) => error,
@@ -92,7 +95,8 @@ async fn become_ready(shared: Arc<Shared>, mut warnings: Vec<String>, handed_ove
     if let Err(error) = end_of(handed_over).await {
         tracing::warn!("cannot tell when process 1 is handed over: {error}");
     }
-    let kernel = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let kernel =
+        nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     tracing::info!("ready, process 1 is {}", shared.init.name());
     shared.facts.send_replace(Some(GuestFacts {
         agent_version: env!("CARGO_PKG_VERSION").into(),

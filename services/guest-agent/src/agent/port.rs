@@ -32,7 +32,11 @@ impl Port {
     /// There is none, or somebody else has it open.
     pub fn open() -> io::Result<Self> {
         let path = find()?;
-        let file = fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(path)?;
         Ok(Self(Arc::new(file)))
     }
 

@@ -76,6 +76,8 @@ fn set_clock(nanoseconds: i64) -> Reply {
     let time = TimeSpec::new(nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
     match clock_settime(ClockId::CLOCK_REALTIME, time) {
         Ok(()) => Reply::Ok,
-        Err(errno) => Reply::Error(ApiError::invalid_argument(format!("the guest's clock cannot be set to {nanoseconds} ns: {errno}"))),
+        Err(errno) => Reply::Error(ApiError::invalid_argument(format!(
+            "the guest's clock cannot be set to {nanoseconds} ns: {errno}"
+        ))),
     }
 }

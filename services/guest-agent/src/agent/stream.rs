@@ -50,7 +50,9 @@ impl MuxStream {
         let gone = |error: io::Error| ApiError::unavailable(format!("the stream ended within its request: {error}"));
         let length = self.read_u32().await.map_err(gone)? as usize;
         if length > MESSAGE_MAX {
-            return Err(ApiError::invalid_argument(format!("the request has {length} bytes, over the limit of {MESSAGE_MAX}")));
+            return Err(ApiError::invalid_argument(format!(
+                "the request has {length} bytes, over the limit of {MESSAGE_MAX}"
+            )));
         }
         let mut message = vec![0; length];
         self.read_exact(&mut message).await.map_err(gone)?;

@@ -42,7 +42,11 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    fs::OpenOptions::new().write(true).create_new(true).open(&fresh).and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))?;
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&fresh)
+        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))?;
     fs::rename(&fresh, path)
 }
 

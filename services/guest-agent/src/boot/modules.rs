@@ -25,7 +25,10 @@ pub fn load_all(directory: &Path) -> Vec<String> {
         Ok(names) => names,
         Err(problem) => return vec![problem],
     };
-    names.into_iter().filter_map(|name| load(&directory.join(name)).err().map(|e| format!("module {name}: {e}"))).collect()
+    names
+        .into_iter()
+        .filter_map(|name| load(&directory.join(name)).err().map(|e| format!("module {name}: {e}")))
+        .collect()
 }
 
 fn load(path: &Path) -> std::io::Result<()> {
@@ -40,7 +43,8 @@ fn parse_order(list: &str) -> Result<Vec<&str>, String> {
     if list.len() > LIST_MAX {
         return Err(format!("the list of modules is over {LIST_MAX} bytes"));
     }
-    let names: Vec<&str> = list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    let names: Vec<&str> =
+        list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     match names.iter().find(|name| name.contains('/') || name.contains('\0')) {
         Some(name) => Err(format!("the list of modules names {name:?}, which is no plain file name")),
         None => Ok(names),

@@ -36,7 +36,9 @@ pub fn grow(device: &Path) -> Result<(), BootError> {
     let mut disk = File::open(device).during(format_args!("open {}", device.display()))?;
     let bytes = disk.seek(SeekFrom::End(0)).during("learn the disk's size")?;
     let mut superblock = [0; SUPERBLOCK.1];
-    disk.seek(SeekFrom::Start(SUPERBLOCK.0)).and_then(|_| disk.read_exact(&mut superblock)).during("read the superblock")?;
+    disk.seek(SeekFrom::Start(SUPERBLOCK.0))
+        .and_then(|_| disk.read_exact(&mut superblock))
+        .during("read the superblock")?;
     let Some((blocks, block_size)) = parse_superblock(&superblock) else {
         return Err("its superblock is damaged").during(format_args!("read {}", device.display()));
     };
@@ -46,13 +48,15 @@ pub fn grow(device: &Path) -> Result<(), BootError> {
     }
     let root = File::open(MOUNT).during(format_args!("open {MOUNT}"))?;
     // SAFETY: the ioctl reads one u64, which lives until it returns.
-    unsafe { ext4_resize(root.as_raw_fd(), &wanted) }.during(format_args!("resize it from {blocks} to {wanted} blocks"))?;
+    unsafe { ext4_resize(root.as_raw_fd(), &wanted) }
+        .during(format_args!("resize it from {blocks} to {wanted} blocks"))?;
     Ok(())
 }
 
 /// How many blocks a filesystem has, and their size in bytes.
 fn parse_superblock(superblock: &[u8; SUPERBLOCK.1]) -> Option<(u64, u64)> {
-    let u32_at = |at: usize| u32::from_le_bytes([superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]]);
+    let u32_at =
+        |at: usize| u32::from_le_bytes([superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]]);
     if u16::from_le_bytes([superblock[56], superblock[57]]) != EXT4_MAGIC {
         return None;
     }
@@ -69,14 +73,21 @@ pub fn switch() -> Result<(), BootError> {
         if !Path::new(&target).is_dir() {
             fs::create_dir_all(&target).during(format_args!("create {target}"))?;
         }
-        nix::mount::mount(Some(format!("/{name}").as_str()), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-            .during(format_args!("move /{name}"))?;
+        nix::mount::mount(
+            Some(format!("/{name}").as_str()),
+            target.as_str(),
+            None::<&str>,
+            MsFlags::MS_MOVE,
+            None::<&str>,
+        )
+        .during(format_args!("move /{name}"))?;
     }
     if let Ok(metadata) = fs::metadata("/") {
         remove_contents(Path::new("/"), metadata.dev());
     }
     chdir(MOUNT).during(format_args!("enter {MOUNT}"))?;
-    nix::mount::mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).during("move the root filesystem")?;
+    nix::mount::mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .during("move the root filesystem")?;
     chroot(".").during("change the root")?;
     chdir("/").during("enter the root")
 }

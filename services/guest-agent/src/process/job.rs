@@ -96,7 +96,11 @@ impl Job {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start_in_terminal(launch: &Launch, size: TerminalSize, adjust: impl FnOnce(&mut Termios)) -> Result<Self, LaunchError> {
+    pub fn start_in_terminal(
+        launch: &Launch,
+        size: TerminalSize,
+        adjust: impl FnOnce(&mut Termios),
+    ) -> Result<Self, LaunchError> {
         let (terminal, slave) = Terminal::open(size, adjust).map_err(LaunchError::Terminal)?;
         // The user owns the terminal, as after a login.
         let owner = nix::unistd::Uid::from_raw(launch.account.uid);
@@ -104,9 +108,10 @@ impl Job {
             tracing::debug!("cannot give the terminal to its user: {errno}");
         }
         let mut command = launch.command()?;
-        for (set, stream) in [Command::stdin as fn(&mut Command, Stdio) -> &mut Command, Command::stdout, Command::stderr]
-            .into_iter()
-            .map(|set| (set, pty::duplicate(&slave)))
+        for (set, stream) in
+            [Command::stdin as fn(&mut Command, Stdio) -> &mut Command, Command::stdout, Command::stderr]
+                .into_iter()
+                .map(|set| (set, pty::duplicate(&slave)))
         {
             set(&mut command, stream.map_err(LaunchError::Terminal)?);
         }
@@ -203,6 +208,11 @@ pub struct Control {
 }
 
 impl Control {
+    /// Whether it has a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
     /// Sends a signal by number: to the terminal's foreground group, or to the process group.
     pub fn signal(&self, number: i32) {
         let group = self.terminal.as_ref().and_then(Terminal::foreground).unwrap_or(self.group);
@@ -223,13 +233,14 @@ impl Control {
     }
 }
 
-
 fn spawn(command: Command, launch: &Launch) -> Result<Child, LaunchError> {
     tokio::process::Command::from(command).spawn().map_err(|cause| {
         let program = launch.argv.first().cloned().unwrap_or_default();
         match cause.raw_os_error() {
             // The file was there a moment ago, so what is missing is its interpreter.
-            Some(libc::ENOENT) => LaunchError::NotExecutable { program, cause: "its interpreter is not in the guest".into() },
+            Some(libc::ENOENT) => {
+                LaunchError::NotExecutable { program, cause: "its interpreter is not in the guest".into() }
+            }
             _ => LaunchError::NotExecutable { program, cause: cause.to_string() },
         }
     })

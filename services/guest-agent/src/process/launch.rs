@@ -260,8 +260,13 @@ impl Child {
             None => Ok(()),
             Some(this) => {
                 let nothing: &CStr = c"";
-                let Err(errno) =
-                    nix::unistd::execveat(&*this.descriptor, nothing, &this.argv, &this.environment, AtFlags::AT_EMPTY_PATH);
+                let Err(errno) = nix::unistd::execveat(
+                    &*this.descriptor,
+                    nothing,
+                    &this.argv,
+                    &this.environment,
+                    AtFlags::AT_EMPTY_PATH,
+                );
                 Err(errno.into())
             }
         }

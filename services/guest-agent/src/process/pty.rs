@@ -64,7 +64,9 @@ impl AsyncRead for Terminal {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut ready = ready!(self.0.poll_read_ready(context))?;
-            let read = ready.try_io(|fd| nix::unistd::read(fd.get_ref().as_fd(), buffer.initialize_unfilled()).map_err(io::Error::from));
+            let read = ready.try_io(|fd| {
+                nix::unistd::read(fd.get_ref().as_fd(), buffer.initialize_unfilled()).map_err(io::Error::from)
+            });
             match read {
                 Ok(Ok(length)) => {
                     buffer.advance(length);
@@ -103,4 +105,3 @@ impl AsyncWrite for Terminal {
 pub(super) fn duplicate(slave: &OwnedFd) -> io::Result<std::process::Stdio> {
     slave.try_clone().map(std::process::Stdio::from)
 }
-

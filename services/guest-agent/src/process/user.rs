@@ -127,7 +127,10 @@ fn group_id(name: &str, group: &str) -> Option<u32> {
 fn memberships(account: &Account, group: &str) -> Vec<u32> {
     let mut groups = vec![account.gid];
     for (_, gid, members) in group.lines().filter_map(group_entry) {
-        if members.split(',').any(|member| member == account.name) && !groups.contains(&gid) && groups.len() < GROUPS_MAX {
+        if members.split(',').any(|member| member == account.name)
+            && !groups.contains(&gid)
+            && groups.len() < GROUPS_MAX
+        {
             groups.push(gid);
         }
     }
