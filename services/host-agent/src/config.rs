@@ -1,0 +1,188 @@
+//! The host-agent's configuration, from the environment.
+
+use std::path::PathBuf;
+
+use contract::{HostId, MebiBytes, host::Capacity};
+use ipnet::Ipv4Net;
+use runtime::config::{ConfigError, Reader};
+
+use crate::files;
+
+/// Virtual CPUs offered for each real one when nothing else is said: lab VMs mostly wait.
+const CPU_OVERCOMMIT: u32 = 8;
+/// Memory that stays with the host and its processes.
+const MEMORY_RESERVE: MebiBytes = MebiBytes(1024);
+/// Disk space that stays free.
+const DISK_RESERVE: MebiBytes = MebiBytes(2048);
+
+/// How guests are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceleration {
+    /// KVM if a probe boot shows that it works, else TCG.
+    Auto,
+    /// KVM without a probe.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+impl std::str::FromStr for Acceleration {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "tcg" => Ok(Self::Tcg),
+            other => Err(format!("{other:?} is not one of auto, kvm, tcg")),
+        }
+    }
+}
+
+/// How the lab's network reaches the machine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uplink {
+    /// Not at all: an isolated lab.
+    None,
+    /// By a veth pair with these two addresses, translated on both sides.
+    Veth(Ipv4Net),
+}
+
+/// The configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `WARREN_NATS_URL`.
+    pub nats_url: String,
+    /// `WARREN_NATS_CREDENTIALS`.
+    pub nats_credentials: Option<PathBuf>,
+    /// `WARREN_STATE_DIR`: images, VMs, stagings, kernels.
+    pub state_dir: PathBuf,
+    /// `WARREN_HOST_ID`: the host's name in the lab.
+    pub host: HostId,
+    /// `WARREN_KERNEL`: vmlinuz or vmlinux for guests.
+    pub kernel: PathBuf,
+    /// `WARREN_KERNEL_MODULES`: its `lib/modules/<release>`.
+    pub modules: PathBuf,
+    /// `WARREN_GUEST_AGENT`: the static guest-agent.
+    pub guest_agent: PathBuf,
+    /// `WARREN_ACCEL`: auto, kvm or tcg.
+    pub acceleration: Acceleration,
+    /// `WARREN_UPLINK`: none or veth.
+    pub uplink: Uplink,
+    /// `WARREN_INSECURE_REGISTRIES`: `host:port`s spoken to over http, separated by commas.
+    pub insecure_registries: Vec<String>,
+    /// `WARREN_DOCKER_CONFIG`: a directory with a `config.json` that holds registry credentials.
+    pub docker_config: Option<PathBuf>,
+    capacity: CapacityOverride,
+}
+
+#[derive(Clone, Debug)]
+struct CapacityOverride {
+    overcommit: u32,
+    cpus: Option<u32>,
+    memory: Option<MebiBytes>,
+    disk: Option<MebiBytes>,
+}
+
+impl Config {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// Everything that is missing or malformed, together.
+    pub fn read() -> Result<Self, ConfigError> {
+        let mut env = Reader::new();
+        let nats_url = env.or("WARREN_NATS_URL", "nats://127.0.0.1:4222".to_owned());
+        let nats_credentials = env.optional("WARREN_NATS_CREDENTIALS");
+        let state_dir: PathBuf = env.or("WARREN_STATE_DIR", PathBuf::from("/var/lib/warren"));
+        let host = env.optional("WARREN_HOST_ID").or_else(machine_name);
+        if host.is_none() {
+            env.problem("WARREN_HOST_ID is not set and the machine's name is no DNS label");
+        }
+        let kernel = env.required("WARREN_KERNEL", "the guests' kernel, a vmlinuz or vmlinux file");
+        let modules = env.required("WARREN_KERNEL_MODULES", "that kernel's lib/modules/<release> directory");
+        let guest_agent = env.optional("WARREN_GUEST_AGENT").or_else(beside_own_executable);
+        if guest_agent.is_none() {
+            env.problem("WARREN_GUEST_AGENT is not set and no guest-agent lies beside this executable");
+        }
+        for (variable, path) in [("WARREN_KERNEL", &kernel), ("WARREN_KERNEL_MODULES", &modules), ("WARREN_GUEST_AGENT", &guest_agent)] {
+            if let Some(path) = path as &Option<PathBuf>
+                && !path.exists()
+            {
+                env.problem(format!("{variable} names {}, which does not exist", path.display()));
+            }
+        }
+        let acceleration = env.or("WARREN_ACCEL", Acceleration::Auto);
+        let uplink = uplink(&mut env);
+        let insecure = env.or("WARREN_INSECURE_REGISTRIES", String::new());
+        let docker_config = env.optional("WARREN_DOCKER_CONFIG");
+        let capacity = CapacityOverride {
+            overcommit: env.or("WARREN_CPU_OVERCOMMIT", CPU_OVERCOMMIT),
+            cpus: env.optional("WARREN_CAPACITY_CPUS"),
+            memory: env.optional("WARREN_CAPACITY_MEMORY"),
+            disk: env.optional("WARREN_CAPACITY_DISK"),
+        };
+        if !state_dir.is_absolute() {
+            env.problem(format!("WARREN_STATE_DIR {} is not an absolute path", state_dir.display()));
+        }
+        let insecure_registries = insecure.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        env.finish(|| {
+            Some(Self {
+                nats_url,
+                nats_credentials,
+                state_dir,
+                host: host?,
+                kernel: kernel?,
+                modules: modules?,
+                guest_agent: guest_agent?,
+                acceleration,
+                uplink,
+                insecure_registries,
+                docker_config,
+                capacity,
+            })
+        })
+    }
+
+    /// What the host offers now.
+    pub fn capacity(&self) -> Capacity {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let memory = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
+        let free = files::free_bytes(&self.state_dir).unwrap_or(0);
+        let less = |bytes: u64, reserve: MebiBytes| MebiBytes(MebiBytes::holding(bytes).0.saturating_sub(reserve.0));
+        Capacity {
+            cpus: self.capacity.cpus.unwrap_or_else(|| {
+                u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(self.capacity.overcommit)
+            }),
+            memory: self.capacity.memory.unwrap_or_else(|| less(memory, MEMORY_RESERVE)),
+            disk: self.capacity.disk.unwrap_or_else(|| less(free, DISK_RESERVE)),
+        }
+    }
+}
+
+fn uplink(env: &mut Reader) -> Uplink {
+    let kind = env.or("WARREN_UPLINK", "none".to_owned());
+    let network: Ipv4Net = env.or("WARREN_UPLINK_NETWORK", DEFAULT_UPLINK);
+    match kind.as_str() {
+        "none" => Uplink::None,
+        "veth" => Uplink::Veth(network),
+        other => {
+            env.problem(format!("WARREN_UPLINK {other:?} is not one of none, veth"));
+            Uplink::None
+        }
+    }
+}
+
+/// From the shared address space of RFC 6598, which neither the internet nor ordinary private networks use.
+const DEFAULT_UPLINK: Ipv4Net = match Ipv4Net::new(std::net::Ipv4Addr::new(100, 64, 77, 0), 30) {
+    Ok(network) => network,
+    Err(_) => unreachable!(),
+};
+
+fn machine_name() -> Option<HostId> {
+    let name = nix::unistd::gethostname().ok()?.into_string().ok()?.to_lowercase();
+    name.split('.').next()?.parse().ok()
+}
+
+fn beside_own_executable() -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?.with_file_name("guest-agent");
+    path.exists().then_some(path)
+}
