@@ -12,8 +12,7 @@ create schema vm;
 -- they hold (it only shrinks from there), and new reservations are measured against *_offered.
 create table vm.host (
     id             text primary key,
-    -- No two hosts' subnets overlap, whatever prefix lengths the lab was configured with over time.
-    subnet         cidr        not null constraint host_subnet_free exclude using gist (subnet inet_ops with &&),
+    subnet         cidr        not null,
     gateway        inet        not null,
     incarnation    uuid        not null,
     vmm            text        not null,
@@ -31,6 +30,8 @@ create table vm.host (
     last_seen      timestamptz not null default clock_timestamp(),
     -- What the last event said of it; the sweeper tells when that is no longer so.
     announced_up   boolean     not null default false,
+    -- No two hosts' subnets overlap, whatever prefix lengths the lab was configured with over time.
+    constraint host_subnet_free exclude using gist (subnet inet_ops with &&),
     constraint host_cpus check (cpus_held <= cpus_limit),
     constraint host_memory check (memory_held <= memory_limit),
     constraint host_disk check (disk_held <= disk_limit)

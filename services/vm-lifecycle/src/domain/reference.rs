@@ -47,6 +47,10 @@ pub fn parse(text: &str) -> Result<Wanted, ApiError> {
     if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b)) {
         return Err(refuse("holds characters no reference may hold"));
     }
+    let path = text.split_once('@').map_or(text, |(path, _)| path);
+    if !path.split('/').all(|part| part.starts_with(|c: char| c.is_ascii_alphanumeric())) {
+        return Err(refuse("has a part that does not begin with a letter or digit"));
+    }
     let name = name_of(text).ok_or_else(|| refuse("names no repository"))?;
     Ok(Wanted::Reference { reference: text.to_owned(), name })
 }
@@ -105,7 +109,7 @@ mod tests {
     #[test]
     fn hostile_text_is_refused() {
         let long = format!("r/{}", "a".repeat(600));
-        for text in ["", "../x y", "a/b c", "a:\n", "/", "a/", "a/:", "r/a:", "r/a@sha256", "Debian", "a b", &long] {
+        for text in ["", "../x", "../x y", "a/../b", "a//b", "a/b c", "a:\n", "/", "a/", "a/:", "r/a:", "r/a@sha256", "Debian", "a b", &long] {
             assert_eq!(parse(text).unwrap_err().code, ErrorCode::InvalidArgument, "{text:?}");
         }
     }
