@@ -1,0 +1,127 @@
+//! An image-service that holds what the test put, and pulls as the test says.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use bus::{Bus, Service};
+use contract::{
+    ApiError, HostId, ImageId, ImageName, OperationId,
+    image::{Get, Image, ImageConfig, Pull, PullRequest},
+    operation::Operation,
+};
+use operations::NewOperation;
+use serde_json::json;
+use store::Store;
+use time::OffsetDateTime;
+
+pub struct FakeImages {
+    images: Arc<Mutex<BTreeMap<String, Image>>>,
+    pulls: Arc<Mutex<Vec<(PullRequest, OperationId)>>>,
+    _service: Service,
+}
+
+impl FakeImages {
+    pub async fn start(bus: &Bus, store: Store) -> Self {
+        let images: Arc<Mutex<BTreeMap<String, Image>>> = Arc::default();
+        let pulls: Arc<Mutex<Vec<(PullRequest, OperationId)>>> = Arc::default();
+        let service = bus.service("image-service", "0.1.0", "a fake").await.unwrap();
+        let held = images.clone();
+        service
+            .serve::<Get, _>(move |_, request| {
+                let held = held.clone();
+                async move {
+                    let held = held.lock().unwrap();
+                    let found = held.values().find(|i| i.name.as_str() == request.image || i.id.to_string() == request.image);
+                    found.cloned().ok_or_else(|| ApiError::not_found(format!("no image {}", request.image)))
+                }
+            })
+            .await
+            .unwrap();
+        let asked = pulls.clone();
+        service
+            .serve::<Pull, _>(move |context, request| {
+                let (asked, store) = (asked.clone(), store.clone());
+                async move { pull(&store, &asked, context, request).await }
+            })
+            .await
+            .unwrap();
+        service.ready().await.unwrap();
+        Self { images, pulls, _service: service }
+    }
+
+    /// Publishes an image of that name on these hosts (more of them, if it exists).
+    pub async fn put(&self, sql: &tokio_postgres::Client, name: &str, hosts: &[&str]) -> ImageId {
+        self.put_from(sql, name, name, hosts).await
+    }
+
+    pub async fn put_from(&self, sql: &tokio_postgres::Client, name: &str, source: &str, hosts: &[&str]) -> ImageId {
+        let known = self.images.lock().unwrap().get(name).map(|image| image.id);
+        let id = known.unwrap_or_else(ImageId::new);
+        if known.is_none() {
+            insert_image(sql, id, name).await;
+        }
+        for host in hosts {
+            let insert = "insert into image.replica (image_id, host_id) values ($1, $2) on conflict do nothing";
+            sql.execute(insert, &[&id.0, host]).await.unwrap();
+        }
+        let mut images = self.images.lock().unwrap();
+        let image = images.entry(name.to_owned()).or_insert_with(|| Image {
+            id,
+            name: name.parse::<ImageName>().unwrap(),
+            digest: "sha256:0".into(),
+            source: source.into(),
+            architecture: "amd64".into(),
+            rootfs_bytes: 1 << 20,
+            config: ImageConfig::default(),
+            hosts: vec![],
+            created_at: OffsetDateTime::now_utc(),
+        });
+        image.hosts.extend(hosts.iter().map(|host| host.parse::<HostId>().unwrap()));
+        id
+    }
+
+    /// The pulls asked for, once each.
+    pub fn pulls(&self) -> Vec<(PullRequest, OperationId)> {
+        self.pulls.lock().unwrap().clone()
+    }
+}
+
+async fn insert_image(sql: &tokio_postgres::Client, id: ImageId, name: &str) {
+    sql.execute("insert into image.image (id) values ($1)", &[&id.0]).await.unwrap();
+    let _ = name;
+}
+
+/// Accepts a pull as an operation that nobody works on: the test ends it.
+async fn pull(
+    store: &Store,
+    asked: &Mutex<Vec<(PullRequest, OperationId)>>,
+    context: bus::RequestContext,
+    request: PullRequest,
+) -> Result<Operation, ApiError> {
+    let new = NewOperation {
+        id: OperationId::new(),
+        kind: "image.pull",
+        resource: format!("image:{}", request.name),
+        request: json!(request),
+        deadline: contract::deadline::PULL,
+        request_key: context.request_key,
+        request_digest: context.body_digest,
+        traceparent: None,
+    };
+    let client = store.client().await?;
+    let submitted = operations::submit(&client, &new).await?;
+    drop(client);
+    if let operations::Submitted::New(id) = submitted {
+        asked.lock().unwrap().push((request, id));
+    }
+    operations::get(store, submitted.id()).await
+}
+
+/// Ends a pull as the test wants.
+pub async fn end_pull(sql: &tokio_postgres::Client, id: OperationId, error: Option<ApiError>) {
+    let state = if error.is_some() { "failed" } else { "succeeded" };
+    let end = "update operations.operation set state = $2, error = $3, finished_at = now() where id = $1";
+    assert_eq!(sql.execute(end, &[&id.0, &state, &error.map(|error| json!(error))]).await.unwrap(), 1);
+}
