@@ -56,7 +56,10 @@ async fn live(booted: &Booted, handed_over: &OwnedFd) -> std::io::Result<std::co
     let program = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/exe")?));
     let mut warnings = booted.warnings.clone();
     let ssh = match ssh::Server::new(&booted.settings, Arc::clone(&program)) {
-        Ok(server) => Some(server),
+        Ok(server) => {
+            warnings.extend_from_slice(server.problems());
+            Some(server)
+        }
         Err(error) => {
             warnings.push(format!("no ssh server: {error}"));
             None

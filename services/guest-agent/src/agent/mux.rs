@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Config, Connection, Mode};
 
-use super::{MuxStream, Shared, channel::Channel, handshake, service, stream};
+use super::{MuxStream, Shared, channel::Channel, service, stream};
 
 /// The most streams served at once; each holds at the most a process and some buffers.
 const STREAMS_MAX: usize = 128;
@@ -29,7 +29,6 @@ pub async fn serve<S>(channel: &mut Channel<S>, shared: &Arc<Shared>) -> io::Res
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    debug_assert!(handshake::LENGTH == 32);
     channel.accept().await?;
     tracing::debug!("a host has connected");
     let mut config = Config::default();

@@ -4,9 +4,9 @@ use russh::keys::PublicKey;
 
 use crate::process::user::{self, Account};
 
-/// The keys in OpenSSH's one-line form; what cannot be read is left out, and said so once.
-pub fn parse_keys(lines: &[String]) -> Vec<PublicKey> {
-    let mut keys = Vec::new();
+/// The keys in OpenSSH's one-line form, and what is wrong with those that cannot be read.
+pub fn parse_keys(lines: &[String]) -> (Vec<PublicKey>, Vec<String>) {
+    let (mut keys, mut problems) = (Vec::new(), Vec::new());
     for (number, line) in lines.iter().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -14,10 +14,10 @@ pub fn parse_keys(lines: &[String]) -> Vec<PublicKey> {
         }
         match PublicKey::from_openssh(line) {
             Ok(key) => keys.push(key),
-            Err(error) => tracing::warn!("ssh key {number} cannot be used: {error}"),
+            Err(error) => problems.push(format!("ssh key {} cannot be used: {error}", number + 1)),
         }
     }
-    keys
+    (keys, problems)
 }
 
 /// Whether `offered` is one of `keys`; comments do not count.
@@ -44,7 +44,7 @@ mod tests {
     fn comments_do_not_count_and_garbage_is_left_out() {
         let keys =
             parse_keys(&[format!("{KEY} me@here"), "ssh-ed25519 nonsense".into(), String::new(), "# no key".into()]);
-        assert_eq!(keys.len(), 1);
+        assert_eq!((keys.len(), problems.len()), (1, 1));
         assert!(is_known(&keys, &PublicKey::from_openssh(KEY).unwrap()));
         assert!(!is_known(&[], &keys[0]));
     }

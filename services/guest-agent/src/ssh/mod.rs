@@ -66,6 +66,7 @@ pub struct Server {
 /// What every connection shares.
 struct Lab {
     keys: Vec<PublicKey>,
+    problems: Vec<String>,
     environment: Vec<String>,
     program: Arc<OwnedFd>,
 }
@@ -90,12 +91,18 @@ impl Server {
             nodelay: true,
             ..Config::default()
         };
-        let lab = Lab { keys: auth::parse_keys(&settings.ssh_keys), environment: settings.image.env.clone(), program };
+        let (keys, problems) = auth::parse_keys(&settings.ssh_keys);
+        let lab = Lab { keys, problems, environment: settings.image.env.clone(), program };
         Ok(Self {
             network: Arc::new(config(&[MethodKind::PublicKey])),
             trusted: Arc::new(config(&[MethodKind::None])),
             lab: Arc::new(lab),
         })
+    }
+
+    /// What is wrong with the operator's keys, where something is.
+    pub fn problems(&self) -> &[String] {
+        &self.lab.problems
     }
 
     /// Listens on the VM's address from now on; returns the port.

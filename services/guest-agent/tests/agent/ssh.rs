@@ -19,6 +19,10 @@ struct Lab {
 impl Lab {
     /// Nothing when there is no OpenSSH here, or nobody to log in as.
     async fn new(trusted: bool) -> Option<Self> {
+        Self::with_key(trusted, "ed25519").await
+    }
+
+    async fn with_key(trusted: bool, kind: &str) -> Option<Self> {
         let (Ok(user), true) = (whoami(), has("ssh") && has("ssh-keygen")) else {
             println!("skipped: OpenSSH's clients and a user of this machine are needed");
             return None;
@@ -26,7 +30,7 @@ impl Lab {
         let directory = tempfile::tempdir().unwrap();
         let key = directory.path().join("key");
         let made =
-            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().await.unwrap();
+            Command::new("ssh-keygen").args(["-q", "-t", kind, "-N", "", "-f"]).arg(&key).status().await.unwrap();
         assert!(made.success());
         let public = std::fs::read_to_string(directory.path().join("key.pub")).unwrap();
         let server = Server::new(&settings(&[&public]), program()).unwrap();
@@ -128,6 +132,15 @@ async fn only_the_operators_key_logs_in_over_the_network() {
     let (_, err, code) = lab.ssh_with(&other, &["true"], b"").await;
     assert_eq!(code, 255);
     assert!(err.contains("Permission denied (publickey)"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_kinds_of_keys_log_in_too() {
+    for kind in ["rsa", "ecdsa"] {
+        let Some(lab) = Lab::with_key(false, kind).await else { return };
+        let (_, err, code) = lab.ssh(&["true"], b"").await;
+        assert_eq!(code, 0, "{kind}: {err}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -190,7 +190,7 @@ impl Exec {
                 if let Some(frame) = Frame::decode(&mut self.buffer).unwrap() {
                     return frame;
                 }
-                let mut bytes = [0; 16 * 1024];
+                let mut bytes = vec![0; 16 * 1024];
                 let length = self.stream.read(&mut bytes).await.unwrap();
                 assert!(length > 0, "the stream ended without an exit");
                 self.buffer.extend_from_slice(&bytes[..length]);
