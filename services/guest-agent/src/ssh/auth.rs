@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn comments_do_not_count_and_garbage_is_left_out() {
-        let keys =
+        let (keys, problems) =
             parse_keys(&[format!("{KEY} me@here"), "ssh-ed25519 nonsense".into(), String::new(), "# no key".into()]);
         assert_eq!((keys.len(), problems.len()), (1, 1));
         assert!(is_known(&keys, &PublicKey::from_openssh(KEY).unwrap()));
