@@ -103,7 +103,9 @@ impl Config {
         if guest_agent.is_none() {
             env.problem("WARREN_GUEST_AGENT is not set and no guest-agent lies beside this executable");
         }
-        for (variable, path) in [("WARREN_KERNEL", &kernel), ("WARREN_KERNEL_MODULES", &modules), ("WARREN_GUEST_AGENT", &guest_agent)] {
+        for (variable, path) in
+            [("WARREN_KERNEL", &kernel), ("WARREN_KERNEL_MODULES", &modules), ("WARREN_GUEST_AGENT", &guest_agent)]
+        {
             if let Some(path) = path as &Option<PathBuf>
                 && !path.exists()
             {
@@ -149,9 +151,10 @@ impl Config {
         let free = files::free_bytes(&self.state_dir).unwrap_or(0);
         let less = |bytes: u64, reserve: MebiBytes| MebiBytes(MebiBytes::holding(bytes).0.saturating_sub(reserve.0));
         Capacity {
-            cpus: self.capacity.cpus.unwrap_or_else(|| {
-                u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(self.capacity.overcommit)
-            }),
+            cpus: self
+                .capacity
+                .cpus
+                .unwrap_or_else(|| u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(self.capacity.overcommit)),
             memory: self.capacity.memory.unwrap_or_else(|| less(memory, MEMORY_RESERVE)),
             disk: self.capacity.disk.unwrap_or_else(|| less(free, DISK_RESERVE)),
         }

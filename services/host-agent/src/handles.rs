@@ -183,7 +183,6 @@ impl VmDirs {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use contract::{ImageId, MebiBytes, image::ImageConfig};

@@ -52,8 +52,10 @@ fn reflink(from: &File, to: &File) -> io::Result<()> {
 pub fn clone(image: &Path, dir: &Path, disk: &DiskHandle, size: MebiBytes) -> Result<(), ApiError> {
     let smallest = MebiBytes::holding(std::fs::metadata(image).map_err(|error| failed(image, &error))?.len());
     if size < smallest {
-        return Err(ApiError::invalid_argument(format!("a disk of {size} is smaller than its image, which has {smallest}"))
-            .hint(format!("ask for {smallest} or more")));
+        return Err(ApiError::invalid_argument(format!(
+            "a disk of {size} is smaller than its image, which has {smallest}"
+        ))
+        .hint(format!("ask for {smallest} or more")));
     }
     let path = dir.join(&disk.file);
     let made = match disk.format.as_str() {
