@@ -7,5 +7,7 @@
 pub mod config;
 pub mod disk;
 pub mod files;
+pub mod guest;
 pub mod handles;
 pub mod net;
+pub mod vmm;

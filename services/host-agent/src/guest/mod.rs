@@ -1,0 +1,94 @@
+//! The connection into one VM's guest: the channel of [`contract::guest`], kept up while the VM runs.
+
+mod channel;
+mod handshake;
+
+use std::{io, path::PathBuf, time::Duration};
+
+use contract::{
+    ApiError,
+    guest::{GuestFacts, MESSAGE_MAX, Reply, Request},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
+
+pub use channel::Channel;
+
+/// How long a guest may take to answer a request other than `ready`: emulated and busy it takes a second.
+const ANSWER: Duration = Duration::from_secs(15);
+/// How long a request waits for the channel itself, which is down while an agent reconnects.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// A stream into the guest.
+pub type GuestStream = Compat<yamux::Stream>;
+
+/// Asks guests over a [`Channel`]; clones share it.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    channel: Channel,
+}
+
+impl Guest {
+    /// Keeps a channel to the socket below that directory up until dropped.
+    pub fn connect(dir: PathBuf, socket: &'static str) -> Self {
+        Self { channel: Channel::keep(dir, socket) }
+    }
+
+    /// Waits until the guest is ready, for as long as the caller does; a channel that breaks meanwhile is made anew.
+    pub async fn ready(&self) -> GuestFacts {
+        loop {
+            let answer = async {
+                let mut stream = self.channel.open().await?;
+                exchange(&mut stream, &Request::Ready).await
+            };
+            match answer.await {
+                Ok(Reply::Ready(facts)) => return facts,
+                Ok(other) => tracing::warn!(?other, "the guest gave an unexpected answer"),
+                Err(error) => tracing::debug!(%error, "the guest's channel broke before it was ready"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Asks the guest; the stream then carries what the request says.
+    ///
+    /// # Errors
+    /// What the guest answered, or `unavailable` when it does not answer.
+    pub async fn ask(&self, request: &Request) -> Result<GuestStream, ApiError> {
+        let silent = || ApiError::unavailable("the guest does not answer").hint("`warren vm logs` shows its console");
+        let stream = timeout(CONNECT, self.channel.open()).await.map_err(|_| silent())?;
+        let mut stream = stream.map_err(|_| silent())?;
+        match timeout(ANSWER, exchange(&mut stream, request)).await {
+            Ok(Ok(Reply::Ok)) => Ok(stream),
+            Ok(Ok(Reply::Error(error))) => Err(error),
+            Ok(Ok(Reply::Ready(_))) => Err(ApiError::internal("the guest gave an unexpected answer")),
+            Ok(Err(error)) => Err(ApiError::unavailable(format!("the guest's channel broke: {error}"))),
+            Err(_) => Err(silent()),
+        }
+    }
+}
+
+/// Sends one request and reads its reply; the guest's lengths are bounded before they are believed.
+async fn exchange(stream: &mut GuestStream, request: &Request) -> io::Result<Reply> {
+    let bytes = serde_json::to_vec(request)?;
+    if bytes.len() > MESSAGE_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the request is too long for a guest"));
+    }
+    stream.write_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX)).await?;
+    stream.write_all(&bytes).await?;
+    stream.flush().await?;
+    let length = stream.read_u32().await? as usize;
+    if length > MESSAGE_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the guest's answer is too long"));
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+fn tokio_stream(stream: yamux::Stream) -> GuestStream {
+    stream.compat()
+}

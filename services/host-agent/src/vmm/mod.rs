@@ -1,0 +1,50 @@
+//! VMMs: what runs a guest. A driver makes the command line; [`process`] starts, recognises and ends the process.
+
+pub mod process;
+pub mod qemu;
+
+use std::path::PathBuf;
+
+use contract::agent::VmSpec;
+
+use crate::handles::DiskHandle;
+
+/// What a driver needs to know to run one VM.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// What the VM is to be.
+    pub spec: VmSpec,
+    /// Its directory, the VMM's working directory.
+    pub dir: PathBuf,
+    /// Its disk, in that directory.
+    pub disk: DiskHandle,
+    /// Its tap, in the lab's namespace.
+    pub tap: String,
+    /// The guest's kernel, an ELF vmlinux.
+    pub vmlinux: PathBuf,
+    /// The initramfs.
+    pub initramfs: PathBuf,
+}
+
+/// File names in a VM's directory that drivers and the agent agree on.
+pub mod names {
+    /// The config drive.
+    pub const CONFIG_DRIVE: &str = "config.img";
+    /// The console's log, written by the VMM itself, so that it goes on while the agent is down.
+    pub const CONSOLE: &str = "console.log";
+    /// The socket of the host-guest channel.
+    pub const CHANNEL: &str = "channel.sock";
+    /// The VMM's own output.
+    pub const VMM_LOG: &str = "vmm.log";
+    /// The ssh host key's private half.
+    pub const SSH_HOST_KEY: &str = "ssh_host_key";
+}
+
+/// Runs VMs; chosen once a host.
+pub trait Vmm: Send + Sync + 'static {
+    /// Its name as the host reports it, e.g. `qemu-tcg`.
+    fn name(&self) -> &'static str;
+
+    /// The program and arguments that run this VM. One of the arguments is [`process::marker`] of the VM's id.
+    fn command(&self, launch: &Launch) -> Vec<String>;
+}

@@ -1,0 +1,102 @@
+//! The `qemu` driver: `-M microvm` with virtio-mmio devices, under KVM or TCG.
+
+use super::{Launch, Vmm, names, process};
+
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// Translation cache under TCG, in MiB: as fast as more, with less memory.
+const TCG_CACHE_MIB: u32 = 64;
+
+/// QEMU with KVM or without.
+#[derive(Clone, Copy, Debug)]
+pub struct Qemu {
+    /// Whether KVM works here.
+    pub kvm: bool,
+    /// The host's clock rate in kHz: under TCG the guest cannot measure it reliably.
+    pub tsc_khz: Option<u32>,
+}
+
+impl Qemu {
+    /// QEMU on this machine.
+    pub fn new(kvm: bool) -> Self {
+        Self { kvm, tsc_khz: tsc_khz() }
+    }
+
+    fn kernel_arguments(self) -> String {
+        let mut arguments =
+            "console=ttyS0 reboot=t panic=-1 quiet loglevel=4 net.ifnames=0 random.trust_cpu=on".to_owned();
+        if !self.kvm
+            && let Some(khz) = self.tsc_khz
+        {
+            arguments.push_str(&format!(" tsc_early_khz={khz}"));
+        }
+        arguments
+    }
+
+    /// What is the same for every guest: machine, kernel, console.
+    pub fn base(self, vmlinux: &str, initramfs: &str, cpus: u32, memory_mib: u32) -> Vec<String> {
+        let accel = if self.kvm { "kvm".to_owned() } else { format!("tcg,tb-size={TCG_CACHE_MIB}") };
+        let cpu = if self.kvm { "host" } else { "max" };
+        let fixed = [
+            PROGRAM,
+            "-M",
+            "microvm,acpi=on",
+            "-accel",
+            &accel,
+            "-cpu",
+            cpu,
+            "-no-reboot",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+        ];
+        let mut command: Vec<String> = fixed.map(str::to_owned).to_vec();
+        let mut add = |flag: &str, value: String| command.extend([flag.to_owned(), value]);
+        add("-smp", cpus.to_string());
+        add("-m", memory_mib.to_string());
+        add("-kernel", vmlinux.to_owned());
+        add("-initrd", initramfs.to_owned());
+        add("-append", self.kernel_arguments());
+        add("-chardev", format!("file,id=console,path={},append=on", names::CONSOLE));
+        add("-serial", "chardev:console".to_owned());
+        command
+    }
+}
+
+impl Vmm for Qemu {
+    fn name(&self) -> &'static str {
+        if self.kvm { "qemu-kvm" } else { "qemu-tcg" }
+    }
+
+    fn command(&self, launch: &Launch) -> Vec<String> {
+        let path = |path: &std::path::Path| path.display().to_string();
+        let spec = &launch.spec;
+        let mut command = self.base(&path(&launch.vmlinux), &path(&launch.initramfs), spec.cpus, spec.memory.0);
+        let mut add = |flag: &str, value: String| command.extend([flag.to_owned(), value]);
+        add("-name", process::marker(spec.id));
+        add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+        add("-drive", format!("file={},if=none,id=root,format={},discard=unmap", launch.disk.file, launch.disk.format));
+        add("-device", "virtio-blk-device,drive=root".to_owned());
+        add("-drive", format!("file={},if=none,id=config,format=raw,readonly=on", names::CONFIG_DRIVE));
+        add("-device", "virtio-blk-device,drive=config".to_owned());
+        add("-netdev", format!("tap,id=net,ifname={},script=no,downscript=no", launch.tap));
+        add("-device", format!("virtio-net-device,netdev=net,mac={}", spec.mac));
+        add("-device", "virtio-serial-device".to_owned());
+        add("-chardev", format!("socket,id=channel,path={},server=on,wait=off", names::CHANNEL));
+        add("-device", format!("virtserialport,chardev=channel,name={}", contract::guest::PORT));
+        add("-device", "virtio-rng-device".to_owned());
+        command
+    }
+}
+
+/// The processor's clock as the kernel shows it (`cpu MHz` of /proc/cpuinfo), in kHz.
+fn tsc_khz() -> Option<u32> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let mhz =
+        text.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(':').nth(1)?.trim().parse::<f64>().ok())?;
+    Some((mhz * 1000.0) as u32)
+}
