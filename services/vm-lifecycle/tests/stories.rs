@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use common::{BOUND, Command, FakeAgent, Lab, Mood, end_pull, roomy, vm_of};
 use contract::{
-    ApiError, ErrorCode, agent::HostVmState,
+    ApiError, ErrorCode,
+    agent::HostVmState,
     operation::{Cancel, OperationState},
     vm::{self, VmState},
 };

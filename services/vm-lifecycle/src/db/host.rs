@@ -224,8 +224,7 @@ pub async fn host_candidates(client: &impl GenericClient, rest: Duration) -> Res
 /// # Errors
 /// The database could not, or there is no such host.
 pub async fn host_share(client: &impl GenericClient, host: &HostId) -> Result<Share, StoreError> {
-    let statement =
-        client.prepare_cached("select subnet::text as subnet, gateway from vm.host where id = $1").await?;
+    let statement = client.prepare_cached("select subnet::text as subnet, gateway from vm.host where id = $1").await?;
     let row = client.query_one(&statement, &[&host.as_str()]).await?;
     Ok(Share { subnet: parsed(&row, "subnet")?, gateway: gateway(&row)? })
 }

@@ -94,7 +94,11 @@ pub async fn observation_missing(
 ///
 /// # Errors
 /// The database could not.
-pub async fn observation_orphans(store: &Store, host: &HostId, listed: &[VmObservation]) -> Result<Vec<VmId>, StoreError> {
+pub async fn observation_orphans(
+    store: &Store,
+    host: &HostId,
+    listed: &[VmObservation],
+) -> Result<Vec<VmId>, StoreError> {
     let client = store.client().await?;
     let ids: Vec<Uuid> = listed.iter().map(|seen| seen.vm.0).collect::<HashSet<_>>().into_iter().collect();
     let statement = client

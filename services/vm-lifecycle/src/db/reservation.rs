@@ -108,7 +108,8 @@ pub struct Reservations {
     rest: Duration,
 }
 
-const RESERVE: &str = "select o_address, o_host from vm.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+const RESERVE: &str =
+    "select o_address, o_host from vm.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 
 impl Reservations {
     /// At most `at_once` statements at a time; a freed address rests for `rest`.
@@ -186,10 +187,9 @@ fn refusal(error: StoreError, claim: &Claim) -> ReserveError {
     match refused.code().code() {
         "WR001" => ReserveError::NameTaken(claim.name.clone()),
         "WR002" => ReserveError::NoHost(claim.host.clone()),
-        "WR003" => ReserveError::NoRoom {
-            host: claim.host.clone(),
-            left: refused.detail().unwrap_or("unknown").to_owned(),
-        },
+        "WR003" => {
+            ReserveError::NoRoom { host: claim.host.clone(), left: refused.detail().unwrap_or("unknown").to_owned() }
+        }
         "WR004" => ReserveError::NoAddress(claim.host.clone()),
         "WR005" => ReserveError::Stale,
         _ => error.into(),

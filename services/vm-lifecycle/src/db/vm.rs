@@ -3,8 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use contract::{
-    HostId, ImageId, MebiBytes, OperationId, VmId, VmName, deadline,
-    subject,
+    HostId, ImageId, MebiBytes, OperationId, VmId, VmName, deadline, subject,
     vm::{ListRequest, Vm, VmState},
 };
 use serde_json::json;
@@ -78,9 +77,8 @@ pub async fn vm_list(
     let state = filter.state.map(VmState::as_str);
     let host = filter.host.as_ref().map(HostId::as_str);
     let after = filter.after.as_ref().map(VmName::as_str);
-    let rows = client
-        .query(&statement, &[&host_down_seconds(), &state, &host, &after, &(i64::from(limit) + 1)])
-        .await?;
+    let rows =
+        client.query(&statement, &[&host_down_seconds(), &state, &host, &after, &(i64::from(limit) + 1)]).await?;
     rows.iter().map(|row| read(row, domain)).collect()
 }
 

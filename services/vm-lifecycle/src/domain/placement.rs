@@ -95,11 +95,7 @@ pub fn place<'a>(hosts: &'a [Candidate], question: &Question<'_>) -> Result<&'a 
         .ok_or_else(|| exhausted(&up, question))
 }
 
-fn check_wanted<'a>(
-    hosts: &'a [Candidate],
-    wanted: &HostId,
-    question: &Question<'_>,
-) -> Result<&'a HostId, ApiError> {
+fn check_wanted<'a>(hosts: &'a [Candidate], wanted: &HostId, question: &Question<'_>) -> Result<&'a HostId, ApiError> {
     let host = hosts.iter().find(|host| host.id == *wanted).ok_or_else(|| {
         ApiError::not_found(format!("there is no host {wanted}")).hint("`warren host ls` lists the hosts")
     })?;

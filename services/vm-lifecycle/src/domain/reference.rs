@@ -109,7 +109,23 @@ mod tests {
     #[test]
     fn hostile_text_is_refused() {
         let long = format!("r/{}", "a".repeat(600));
-        for text in ["", "../x", "../x y", "a/../b", "a//b", "a/b c", "a:\n", "/", "a/", "a/:", "r/a:", "r/a@sha256", "Debian", "a b", &long] {
+        for text in [
+            "",
+            "../x",
+            "../x y",
+            "a/../b",
+            "a//b",
+            "a/b c",
+            "a:\n",
+            "/",
+            "a/",
+            "a/:",
+            "r/a:",
+            "r/a@sha256",
+            "Debian",
+            "a b",
+            &long,
+        ] {
             assert_eq!(parse(text).unwrap_err().code, ErrorCode::InvalidArgument, "{text:?}");
         }
     }

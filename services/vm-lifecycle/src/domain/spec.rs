@@ -27,8 +27,11 @@ const KEY_TYPES: [&str; 8] = [
 pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
     reference::parse(&request.image)?;
     if !CPUS.contains(&request.cpus) {
-        return Err(ApiError::invalid_argument(format!("a VM cannot have {} CPUs", request.cpus))
-            .hint(format!("`cpus` is {} to {}", CPUS.start(), CPUS.end())));
+        return Err(ApiError::invalid_argument(format!("a VM cannot have {} CPUs", request.cpus)).hint(format!(
+            "`cpus` is {} to {}",
+            CPUS.start(),
+            CPUS.end()
+        )));
     }
     range("memory", request.memory, &MEMORY)?;
     range("disk", request.disk, &DISK)?;
@@ -56,8 +59,11 @@ fn range(field: &str, value: MebiBytes, allowed: &std::ops::RangeInclusive<MebiB
     if allowed.contains(&value) {
         return Ok(());
     }
-    Err(ApiError::invalid_argument(format!("a VM cannot have {value} of {field}"))
-        .hint(format!("`{field}` is {} to {}", allowed.start(), allowed.end())))
+    Err(ApiError::invalid_argument(format!("a VM cannot have {value} of {field}")).hint(format!(
+        "`{field}` is {} to {}",
+        allowed.start(),
+        allowed.end()
+    )))
 }
 
 /// Checks that a line is one OpenSSH public key: type, base64 blob that names the same type, comment.

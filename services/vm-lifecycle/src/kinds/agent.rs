@@ -5,8 +5,8 @@ use std::time::Duration;
 use contract::{
     AgentVerb, ApiError, ErrorCode, HostId, VmId, VmName,
     agent::{
-        HostVmState, Provisioned, ProvisionRequest, StopRequest, VmAwaitReady, VmBoot, VmCommand, VmObservation, VmProvision,
-        VmRemove, VmSpec, VmStop,
+        HostVmState, ProvisionRequest, Provisioned, StopRequest, VmAwaitReady, VmBoot, VmCommand, VmObservation,
+        VmProvision, VmRemove, VmSpec, VmStop,
     },
     deadline,
     guest::GuestFacts,
@@ -111,8 +111,7 @@ pub async fn stop(cx: &Context, target: Target<'_>, grace: Duration) -> Result<(
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     loop {
         cx.checkpoint()?;
-        let request =
-            StopRequest { fence: cx.fence(), vm: target.vm, grace_ms, wait_ms: deadline::AGENT_POLL_MS };
+        let request = StopRequest { fence: cx.fence(), vm: target.vm, grace_ms, wait_ms: deadline::AGENT_POLL_MS };
         let seen = command::<VmStop>(cx, target.host, &request).await?;
         match seen.state {
             HostVmState::Off | HostVmState::Failed | HostVmState::Absent => return Ok(()),

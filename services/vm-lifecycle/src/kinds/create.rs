@@ -6,7 +6,8 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use contract::{
-    ApiError, HostId, ImageId, OperationId, VmId, agent::VmSpec, deadline, image::ImageConfig, operation::VmResult, vm::CreateRequest,
+    ApiError, HostId, ImageId, OperationId, VmId, agent::VmSpec, deadline, image::ImageConfig, operation::VmResult,
+    vm::CreateRequest,
 };
 use ipnet::Ipv4Net;
 use operations::{Context, Kind, Step, StepError};
@@ -104,7 +105,14 @@ impl Kind for Create {
     type Journal = Journal;
 
     fn steps(&self) -> Vec<Box<dyn Step<Self>>> {
-        vec![Box::new(Resolve), Box::new(Reserve), Box::new(Provision), Box::new(Boot), Box::new(Ready), Box::new(Finish)]
+        vec![
+            Box::new(Resolve),
+            Box::new(Reserve),
+            Box::new(Provision),
+            Box::new(Boot),
+            Box::new(Ready),
+            Box::new(Finish),
+        ]
     }
 
     fn result(&self, order: &CreateOrder, _: &Journal) -> Value {
@@ -203,8 +211,7 @@ async fn choose(
     let hosts = host_candidates(&client, kind.0.reservations.rest()).await?;
     drop(client);
     let needs = Needs { cpus: create.cpus, memory: create.memory, disk: create.disk };
-    let question =
-        Question { needs, image: &image.name, holders: &image.hosts, wanted: create.host.as_ref(), filled };
+    let question = Question { needs, image: &image.name, holders: &image.hosts, wanted: create.host.as_ref(), filled };
     // A host that is down may be back in a moment, but a caller is better told now than after the deadline.
     place(&hosts, &question).cloned().map_err(StepError::permanent)
 }

@@ -70,9 +70,10 @@ impl Step<Delete> for Remove {
     }
 
     async fn run(&self, cx: &Context, _: &Delete, order: &VmOrder, journal: &mut Journal) -> Result<(), StepError> {
-        let host = journal.host.as_ref().ok_or_else(|| {
-            StepError::permanent(ApiError::internal("the journal of this delete names no host"))
-        })?;
+        let host = journal
+            .host
+            .as_ref()
+            .ok_or_else(|| StepError::permanent(ApiError::internal("the journal of this delete names no host")))?;
         agent::remove(cx, host, order.vm_id).await
     }
 }

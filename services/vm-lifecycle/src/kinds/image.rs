@@ -31,11 +31,7 @@ pub struct Search<'a> {
 /// # Errors
 /// `not_found` for a name nobody knows; the pull's own error; `failed_precondition` when the name the reference would
 /// get belongs to another image.
-pub async fn resolve(
-    cx: &Context,
-    search: Search<'_>,
-    pull: &mut Option<OperationId>,
-) -> Result<Image, StepError> {
+pub async fn resolve(cx: &Context, search: Search<'_>, pull: &mut Option<OperationId>) -> Result<Image, StepError> {
     match reference::parse(search.image)? {
         Wanted::Known(name) => get(cx, &name).await?.ok_or_else(|| {
             let error = ApiError::not_found(format!("there is no image {name}"));

@@ -30,9 +30,10 @@ pub struct Journal {
 
 impl Journal {
     fn target<'a>(&'a self, order: &'a VmOrder) -> Result<Target<'a>, StepError> {
-        let host = self.host.as_ref().ok_or_else(|| {
-            StepError::permanent(ApiError::internal("the journal of this operation names no host"))
-        })?;
+        let host = self
+            .host
+            .as_ref()
+            .ok_or_else(|| StepError::permanent(ApiError::internal("the journal of this operation names no host")))?;
         Ok(Target { host, vm: order.vm_id, name: &order.name })
     }
 }

@@ -9,9 +9,7 @@ use std::{
 use bus::{Bus, Service};
 use contract::{
     ApiError, HostId, VmId,
-    agent::{
-        Fence, HostVmState, Provisioned, VmAwaitReady, VmBoot, VmObservation, VmProvision, VmRemove, VmStop,
-    },
+    agent::{Fence, HostVmState, Provisioned, VmAwaitReady, VmBoot, VmObservation, VmProvision, VmRemove, VmStop},
     guest::GuestFacts,
     host::{self, Capacity, Empty, HeartbeatRequest, RegisterRequest, Registered, ReportRequest},
 };
@@ -148,6 +146,10 @@ impl FakeAgent {
         self.inner.changed.notify_waiters();
     }
 
+    pub fn set_capacity(&self, capacity: Capacity) {
+        self.inner.state.lock().unwrap().capacity = capacity;
+    }
+
     pub fn set_boot_time(&self, time: Duration) {
         self.inner.state.lock().unwrap().boot_time = time;
     }
@@ -188,8 +190,11 @@ impl State {
             state,
             epoch: self.epochs.get(&vm).copied().unwrap_or(0),
             pid: None,
-            guest: (state == HostVmState::Ready)
-                .then(|| GuestFacts { ssh_port: Some(22), init: "systemd".into(), ..GuestFacts::default() }),
+            guest: (state == HostVmState::Ready).then(|| GuestFacts {
+                ssh_port: Some(22),
+                init: "systemd".into(),
+                ..GuestFacts::default()
+            }),
             reason: failed.then(|| "the kernel panicked".to_owned()),
             console_tail: failed.then(|| "Kernel panic - not syncing".to_owned()),
         }

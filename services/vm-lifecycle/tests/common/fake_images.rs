@@ -33,7 +33,8 @@ impl FakeImages {
                 let held = held.clone();
                 async move {
                     let held = held.lock().unwrap();
-                    let found = held.values().find(|i| i.name.as_str() == request.image || i.id.to_string() == request.image);
+                    let found =
+                        held.values().find(|i| i.name.as_str() == request.image || i.id.to_string() == request.image);
                     found.cloned().ok_or_else(|| ApiError::not_found(format!("no image {}", request.image)))
                 }
             })
@@ -89,8 +90,10 @@ impl FakeImages {
 }
 
 async fn insert_image(sql: &tokio_postgres::Client, id: ImageId, name: &str) {
-    sql.execute("insert into image.image (id) values ($1)", &[&id.0]).await.unwrap();
-    let _ = name;
+    let image = "insert into image.image (id, digest, source, architecture, rootfs_bytes, config) \
+                 values ($1, 'sha256:0', $2, 'amd64', 1048576, '{}')";
+    sql.execute(image, &[&id.0, &name]).await.unwrap();
+    sql.execute("insert into image.name (name, image_id) values ($2, $1)", &[&id.0, &name]).await.unwrap();
 }
 
 /// Accepts a pull as an operation that nobody works on: the test ends it.

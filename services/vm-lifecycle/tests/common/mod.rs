@@ -1,6 +1,6 @@
 //! A lab without hosts: real PostgreSQL and NATS, the service, and fakes of a host-agent and the image-service.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod fake_agent;
 mod fake_images;
@@ -87,6 +87,11 @@ impl Lab {
         agent
     }
 
+    /// Adds a host without any image.
+    pub async fn host_without_image(&self, id: String) -> FakeAgent {
+        FakeAgent::start(&self.bus, &id, roomy()).await
+    }
+
     /// Creates a VM from `debian` with more fields, and waits for the end.
     pub async fn create(&self, name: &str, more: Value) -> Result<Operation, ApiError> {
         let mut request = json!({ "name": name, "image": "debian", "wait": true });
@@ -164,13 +169,24 @@ impl Lab {
 
     /// The subjects of the events about VMs, oldest first, without the ids.
     pub async fn events(&self, vm: contract::VmId) -> Vec<String> {
-        let prefix = format!("warren.event.vm.{vm}.");
-        let stream = self.bus.jetstream().get_stream(contract::subject::EVENT_STREAM).await.unwrap();
+        self.events_below(&format!("warren.event.vm.{vm}.")).await
+    }
+
+    /// What the events about a host say, oldest first.
+    pub async fn host_events(&self, host: &str) -> String {
+        self.events_below(&format!("warren.event.host.{host}.")).await.join(" ")
+    }
+
+    async fn events_below(&self, prefix: &str) -> Vec<String> {
+        // The relay makes the stream when it has something to tell.
+        let Ok(stream) = self.bus.jetstream().get_stream(contract::subject::EVENT_STREAM).await else {
+            return Vec::new();
+        };
         let mut found = Vec::new();
         let last = stream.get_info().await.unwrap().state.last_sequence;
         for sequence in 1..=last {
             if let Ok(message) = stream.get_raw_message(sequence).await
-                && let Some(what) = message.subject.strip_prefix(&prefix)
+                && let Some(what) = message.subject.strip_prefix(prefix)
             {
                 found.push(what.to_owned());
             }
