@@ -1,1 +1,16 @@
-//! placeholder
+//! The service that owns images: their names, which hosts hold them, and the operations pull and delete.
+//!
+//! An image's files are the host-agents' affair; a row here says that they are whole. The two meet in the publication
+//! atom ([`kinds`]): the name's row lock is held across the host-agent's rename. The service keeps nothing in memory that
+//! matters: any replica serves any request and adopts any operation.
+
+pub mod config;
+pub mod db;
+pub mod domain;
+mod handlers;
+pub mod kinds;
+pub mod server;
+mod sweeper;
+
+pub use config::Config;
+pub use server::Server;

@@ -1,0 +1,4 @@
+//! Pure rules: what a source may be, and where a replica goes.
+
+pub mod placement;
+pub mod source;

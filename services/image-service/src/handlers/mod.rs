@@ -1,0 +1,55 @@
+//! One file a verb: what a request must be, and its answer.
+
+mod delete;
+mod get;
+mod list;
+mod pull;
+
+use std::sync::Arc;
+
+use bus::{BusError, RequestContext, Service};
+use contract::{ApiError, Verb, deadline, image};
+use operations::Submitter;
+use store::Store;
+
+/// What handlers work with.
+pub struct App {
+    /// The database.
+    pub store: Store,
+    /// Accepts operations.
+    pub submitter: Submitter,
+}
+
+/// Serves one verb with a handler that takes the app.
+async fn serve<V, F>(
+    service: &Service,
+    app: &Arc<App>,
+    handler: fn(Arc<App>, RequestContext, V::Request) -> F,
+) -> Result<(), BusError>
+where
+    V: Verb,
+    F: Future<Output = Result<V::Reply, ApiError>> + Send + 'static,
+{
+    let app = app.clone();
+    service.serve::<V, F>(move |context, request| handler(app.clone(), context, request)).await
+}
+
+/// Serves every verb of this service.
+///
+/// # Errors
+/// The bus connection is closed.
+pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError> {
+    serve::<image::Pull, _>(service, app, pull::handle).await?;
+    serve::<image::List, _>(service, app, list::handle).await?;
+    serve::<image::Get, _>(service, app, get::handle).await?;
+    serve::<image::Delete, _>(service, app, delete::handle).await
+}
+
+/// Refuses a `timeout_ms` out of range before an operation is made that nobody would wait for.
+fn check_timeout(timeout_ms: u64) -> Result<(), ApiError> {
+    if (1..=deadline::WAIT_MAX_MS).contains(&timeout_ms) {
+        return Ok(());
+    }
+    Err(ApiError::invalid_argument(format!("`timeout_ms` cannot be {timeout_ms}"))
+        .hint(format!("it is 1 to {}", deadline::WAIT_MAX_MS)))
+}

@@ -1,0 +1,65 @@
+//! Commands to the host that stages and holds an image: idempotent long-polls, left at once when a cancel comes.
+
+use std::time::Duration;
+
+use contract::{
+    ApiError, HostId, ImageId,
+    agent::{
+        DiscardRequest, ImageDiscard, ImagePublish, ImageRemove, ImageStage, PublishRequest, RemoveImageRequest,
+        StageRequest, StageStatus, StagedImage,
+    },
+    deadline,
+    image::ImageSource,
+};
+use operations::{Context, StepError};
+
+/// Pause between two long-polls: an agent that does not hold its reply is not asked without end.
+const POLL_PAUSE: Duration = Duration::from_millis(20);
+
+/// Waits for a reply, or for the operation's cancel.
+///
+/// # Errors
+/// What was answered, or the cancel.
+pub async fn unless_cancelled<T>(
+    cx: &Context,
+    reply: impl Future<Output = Result<T, ApiError>>,
+) -> Result<Result<T, ApiError>, StepError> {
+    tokio::select! {
+        reply = reply => Ok(reply),
+        () = cx.cancelled() => {
+            cx.checkpoint()?;
+            Ok(Err(ApiError::unavailable("the wait for a reply was left")))
+        }
+    }
+}
+
+/// Stages an image to the end. A host that is away is asked again until the operation's time is up; what the agent
+/// itself found to be wrong ends the pull.
+pub async fn stage(cx: &Context, host: &HostId, source: &ImageSource) -> Result<StagedImage, StepError> {
+    loop {
+        cx.checkpoint()?;
+        let request = StageRequest { fence: cx.fence(), source: source.clone(), wait_ms: deadline::AGENT_POLL_MS };
+        let status = unless_cancelled(cx, cx.bus().command::<ImageStage>(host, &request)).await??;
+        match status {
+            StageStatus::Running { phase, progress } => cx.progress(&phase, progress).await,
+            StageStatus::Done { image } => return Ok(image),
+            StageStatus::Failed { error } => return Err(StepError::permanent(error)),
+        }
+        tokio::time::sleep(POLL_PAUSE).await;
+    }
+}
+
+/// Renames the staged image to its final place. Called with the name's row lock held.
+pub async fn publish(cx: &Context, host: &HostId, image: ImageId) -> Result<StagedImage, ApiError> {
+    cx.bus().command::<ImagePublish>(host, &PublishRequest { fence: cx.fence(), image }).await
+}
+
+/// Ends the staging and removes what there is of it; nothing there is fine.
+pub async fn discard(cx: &Context, host: &HostId) -> Result<(), ApiError> {
+    cx.bus().command::<ImageDiscard>(host, &DiscardRequest { fence: cx.fence() }).await.map(drop)
+}
+
+/// Removes a published image's files; nothing there is fine.
+pub async fn remove(cx: &Context, host: &HostId, image: ImageId) -> Result<(), ApiError> {
+    cx.bus().command::<ImageRemove>(host, &RemoveImageRequest { fence: cx.fence(), image }).await.map(drop)
+}

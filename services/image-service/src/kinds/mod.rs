@@ -1,0 +1,31 @@
+//! The **kinds** of operations on images: what each does, step by step, with its undo beside it.
+//!
+//! Their resource is the image's id, minted with the pull: pulls never wait for each other, while a delete waits for the
+//! pull that makes its image.
+
+mod agent;
+mod delete;
+mod pull;
+
+use contract::{ApiError, ImageId, ImageName};
+use operations::EngineBuilder;
+
+pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
+pub use pull::{Pull, PullOrder};
+
+/// Adds all kinds to an engine.
+pub fn register(engine: EngineBuilder) -> EngineBuilder {
+    engine.kind(Pull).kind(Delete)
+}
+
+/// What operations on this image exclude each other by.
+pub fn resource(image: ImageId) -> String {
+    format!("image:{image}")
+}
+
+/// What the loser of a name is told.
+pub fn name_taken(name: &ImageName, source: Option<&str>) -> ApiError {
+    let from = source.map(|source| format!(", pulled from {source}")).unwrap_or_default();
+    ApiError::already_exists(format!("the image name {name} is taken{from}"))
+        .hint(format!("choose another name, or delete that image first: `warren image rm {name}`"))
+}
