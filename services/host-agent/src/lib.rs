@@ -4,10 +4,17 @@
 //! It has no database connection. What is transient on the host stands in each VM's `handles.json`, written before
 //! the object it names is made; VMs keep running while the agent is down and are adopted when it comes back.
 
+pub mod cleanup;
 pub mod config;
 pub mod disk;
 pub mod files;
 pub mod guest;
+pub mod handlers;
 pub mod handles;
+pub mod image;
+pub mod kernel;
 pub mod net;
+pub mod registration;
+pub mod server;
+pub mod vm;
 pub mod vmm;

@@ -1,5 +1,6 @@
 //! VMMs: what runs a guest. A driver makes the command line; [`process`] starts, recognises and ends the process.
 
+pub mod probe;
 pub mod process;
 pub mod qemu;
 

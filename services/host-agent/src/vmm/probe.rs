@@ -20,10 +20,11 @@ pub fn kvm_works(acceleration: Acceleration, state_dir: &Path, boot: &BootFiles)
         Acceleration::Tcg => false,
         Acceleration::Auto => {
             let openable = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-            let works = openable && boots(state_dir, boot).unwrap_or_else(|error| {
-                tracing::warn!(%error, "the KVM probe could not run");
-                false
-            });
+            let works = openable
+                && boots(state_dir, boot).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "the KVM probe could not run");
+                    false
+                });
             if openable && !works {
                 tracing::warn!("/dev/kvm is there, but a guest hangs under it: guests are emulated");
             }

@@ -88,7 +88,9 @@ impl Process {
         let descriptor = i32::try_from(descriptor).map_err(io::Error::other)?;
         // SAFETY: the call above gave a fresh descriptor that nobody else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        Ok(Self { identity, pidfd: AsyncFd::register(pidfd)? })
+        // SAFETY: the pidfd is owned by the AsyncFd, which nothing takes it out of, so it stays open while registered.
+        let pidfd = unsafe { AsyncFd::register(pidfd) }?;
+        Ok(Self { identity, pidfd })
     }
 
     /// Adopts a process that is still the one it was. The pidfd is opened before the check, so that the

@@ -1,0 +1,156 @@
+//! `guest.open`: connects a byte stream to a process in a guest, to its ssh server, or to its console log.
+
+use std::{io::SeekFrom, path::Path, sync::Arc, time::Duration};
+
+use bus::{Bus, ByteStream};
+use contract::{
+    ApiError,
+    agent::{HostVmState, OpenRequest},
+    guest::Request,
+    host::Empty,
+    workspace::SessionKind,
+};
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
+};
+
+use crate::{guest::GuestStream, vm::Vms, vmm::names};
+
+/// How often a followed log is looked at.
+const FOLLOW: Duration = Duration::from_millis(200);
+/// How much of a log is read at once, in bytes.
+const CHUNK: usize = 32 * 1024;
+/// Buffer of each direction between a guest and the bus, in bytes.
+const COPY: usize = 32 * 1024;
+
+/// Opens the session; the bytes flow after the reply.
+///
+/// # Errors
+/// `not_found`, `failed_precondition` when the VM does not run, or what the guest answered.
+pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty, ApiError> {
+    let wanted = match &request.kind {
+        SessionKind::Exec(command) => Request::Exec(command.clone()),
+        SessionKind::Ssh {} => Request::Ssh,
+        SessionKind::Logs { follow, tail_bytes } => {
+            let path = vms.dir(request.vm).join(names::CONSOLE);
+            if !path.exists() {
+                return Err(ApiError::not_found(format!("the VM {} has no console log on this host", request.vm)));
+            }
+            let stream = ByteStream::accept(&bus, request.session).await?;
+            tokio::spawn(logs(stream, path, *follow, *tail_bytes));
+            return Ok(Empty {});
+        }
+    };
+    let (guest, mut observed) = vms.guest(request.vm)?;
+    // Listening before the guest is asked, so that the opener may send as soon as it has the reply.
+    let stream = ByteStream::accept(&bus, request.session).await?;
+    let inside = guest.ask(&wanted).await?;
+    tokio::spawn(async move {
+        let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
+        carry(stream, inside, async move { drop(off.await) }).await;
+    });
+    Ok(Empty {})
+}
+
+/// Copies both ways with half-closes until both have ended; a VM that goes off meanwhile ends it with a reason.
+async fn carry(stream: ByteStream, inside: GuestStream, off: impl Future<Output = ()>) {
+    let (mut from_client, mut to_client) = tokio::io::split(stream);
+    let (mut from_guest, mut to_guest) = tokio::io::split(inside);
+    let inward = async {
+        let mut buffer = vec![0; COPY];
+        loop {
+            match from_client.read(&mut buffer).await {
+                Ok(0) => return to_guest.shutdown().await,
+                Ok(count) => {
+                    to_guest.write_all(&buffer[..count]).await?;
+                    to_guest.flush().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    let outward = async {
+        let mut buffer = vec![0; COPY];
+        loop {
+            match from_guest.read(&mut buffer).await? {
+                0 => return to_client.shutdown().await,
+                count => to_client.write_all(&buffer[..count]).await?,
+            }
+        }
+    };
+    let ended = {
+        tokio::pin!(inward, outward, off);
+        let (mut inward_done, mut outward_done) = (false, false);
+        loop {
+            tokio::select! {
+                // The guest's last bytes come before the news that it is off.
+                biased;
+                outcome = &mut outward, if !outward_done => match outcome {
+                    Ok(()) => outward_done = true,
+                    Err(_) => break Some("the guest's channel broke"),
+                },
+                outcome = &mut inward, if !inward_done => match outcome {
+                    Ok(()) => inward_done = true,
+                    // The client is gone, or the guest reads no more: what it still says is carried on.
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break Some("closed"),
+                    Err(_) => inward_done = true,
+                },
+                () = &mut off => break Some("vm stopped"),
+            }
+            if outward_done {
+                break None;
+            }
+        }
+    };
+    let stream = from_client.unsplit(to_client);
+    match ended {
+        Some(reason) => stream.reset(reason).await,
+        None => {
+            // The client ends its direction when it has read the guest's end, or was ended by then.
+            let closed = tokio::time::timeout(Duration::from_secs(10), drain(stream));
+            if closed.await.is_err() {
+                tracing::debug!("a client kept its direction open after the guest's end");
+            }
+        }
+    }
+}
+
+async fn drain(mut stream: ByteStream) {
+    let mut rest = [0; 1024];
+    while stream.read(&mut rest).await.is_ok_and(|count| count > 0) {}
+    stream.closed().await;
+}
+
+async fn logs(mut stream: ByteStream, path: std::path::PathBuf, follow: bool, tail_bytes: Option<u64>) {
+    if let Err(error) = copy_log(&mut stream, &path, follow, tail_bytes).await {
+        stream.reset(format!("the log cannot be read on: {error}")).await;
+        return;
+    }
+    drain(stream).await;
+}
+
+async fn copy_log(stream: &mut ByteStream, path: &Path, follow: bool, tail_bytes: Option<u64>) -> std::io::Result<()> {
+    let mut file = File::open(path).await?;
+    let length = file.metadata().await?.len();
+    // The head of a long log is punched out; see `console`.
+    let kept = length.saturating_sub(crate::vm::console::KEEP);
+    let start = tail_bytes.map_or(kept, |tail| length.saturating_sub(tail).max(kept));
+    file.seek(SeekFrom::Start(start)).await?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match file.read(&mut buffer).await? {
+            0 if follow && path.exists() => {
+                // A reader that has gone is noticed by writing nothing to it.
+                let mut nothing = [0; 1];
+                match tokio::time::timeout(FOLLOW, stream.read(&mut nothing)).await {
+                    Err(_) => {}
+                    Ok(Ok(0) | Err(_)) => return stream.shutdown().await,
+                    Ok(Ok(_)) => {} // said something, which means nothing here
+                }
+            }
+            0 => return stream.shutdown().await,
+            count => stream.write_all(&buffer[..count]).await?,
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Commands with more to them than one call into [`crate::vm`] or [`crate::image`].
+
+pub mod guest;

@@ -1,0 +1,150 @@
+//! The agent's life: prepare, adopt, register, make the network, and only then serve commands.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use bus::{Bus, BusConfig, Service};
+use contract::{ApiError, HostId, agent, host::Empty};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    config::Config,
+    handlers,
+    handles::VmDirs,
+    image::{ImageOptions, ImageStore, Limits},
+    kernel,
+    net::Lab,
+    registration::Registration,
+    vm::{Deps, Vms, console},
+    vmm::{Vmm, probe, qemu::Qemu},
+};
+
+/// How long commands under way get at shutdown; they are repeated to the next agent anyway.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Runs the agent until `stop`. VMs go on running afterwards.
+///
+/// # Errors
+/// The state directory, the kernel or NATS cannot be used.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let (reports, changes) = mpsc::unbounded_channel();
+    let preparing = config.clone();
+    let (vms, vmm) = tokio::task::spawn_blocking(move || prepare(&preparing, reports)).await??;
+    let vms = Vms::new(vms);
+    vms.adopt().context("the VMs on this host cannot be adopted")?;
+    let name = format!("host-agent {}", config.host);
+    let nats = BusConfig { credentials: config.nats_credentials.clone(), ..BusConfig::new(&config.nats_url, name) };
+    let bus = Bus::connect(&nats).await?;
+    let registration =
+        Registration { bus: bus.clone(), config: config.clone(), incarnation: Uuid::now_v7(), vmm, vms: vms.clone() };
+    let registered = tokio::select! {
+        registered = registration.register() => registered,
+        () = stop.cancelled() => return Ok(()),
+    };
+    registration.remove_orphans(&registered).await;
+    let network = vms.clone();
+    tokio::task::spawn_blocking(move || {
+        network.deps().lab.ensure(registered.gateway, registered.subnet)?;
+        network.remove_stray_taps()
+    })
+    .await?
+    .context("the lab's network cannot be made")?;
+    let service = serve(&bus, &config.host, &vms).await?;
+    let background = [
+        tokio::spawn(registration.clone().beat()),
+        tokio::spawn(registration.report(changes)),
+        tokio::spawn(console::bound(vms.clone())),
+    ];
+    tracing::info!(host.id = %config.host, "serving");
+    stop.cancelled().await;
+    service.stop(GRACE).await;
+    for task in background {
+        task.abort();
+    }
+    Ok(())
+}
+
+/// Opens what is on disk and finds out what the machine can do. Blocking.
+fn prepare(
+    config: &Config,
+    reports: mpsc::UnboundedSender<agent::VmObservation>,
+) -> anyhow::Result<(Deps, &'static str)> {
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("the state directory {} cannot be made", config.state_dir.display()))?;
+    let boot = kernel::prepare(&config.state_dir, &config.kernel, &config.modules, &config.guest_agent)
+        .context("the guests' kernel cannot be prepared")?;
+    let qemu = Qemu::new(probe::kvm_works(config.acceleration, &config.state_dir, &boot));
+    tracing::info!(vmm = qemu.name(), kernel = %boot.release, "guests run under this");
+    let images = ImageStore::open(
+        &config.state_dir,
+        ImageOptions {
+            insecure_registries: config.insecure_registries.clone(),
+            docker_config: config.docker_config.clone(),
+            limits: Limits::default(),
+        },
+    )
+    .context("the images cannot be opened")?;
+    let deps = Deps {
+        dirs: VmDirs::open(&config.state_dir).context("the VMs' directory cannot be opened")?,
+        state_dir: config.state_dir.clone(),
+        images,
+        lab: Lab::new(&config.host, config.uplink),
+        vmm: Box::new(qemu),
+        boot,
+        reports,
+    };
+    Ok((deps, qemu.name()))
+}
+
+/// Serves every command to this host.
+async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<Service> {
+    let service = bus.service("host-agent", env!("CARGO_PKG_VERSION"), &format!("everything on host {host}")).await?;
+    serve_images(&service, host, vms).await?;
+    serve_vms(&service, host, vms).await?;
+    let (wire, all) = (bus.clone(), vms.clone());
+    service
+        .serve_agent::<agent::GuestOpen, _>(host, move |_, request| {
+            handlers::guest::open(wire.clone(), all.clone(), request)
+        })
+        .await?;
+    service.ready().await?;
+    Ok(service)
+}
+
+/// Serves one command by a method of something shared.
+macro_rules! command {
+    ($service:expr, $host:expr, $verb:ty, $shared:expr, |$it:ident, $request:ident| $call:expr) => {{
+        let shared = $shared.clone();
+        $service
+            .serve_agent::<$verb, _>($host, move |_, $request| {
+                let $it = shared.clone();
+                async move { $call }
+            })
+            .await?;
+    }};
+}
+
+async fn serve_images(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<()> {
+    let images = vms.deps().images.clone();
+    let empty = |()| Empty {};
+    command!(service, host, agent::ImageStage, images, |images, request| images.stage(&request).await);
+    command!(service, host, agent::ImagePublish, images, |images, request| images.publish(&request).await);
+    command!(service, host, agent::ImageDiscard, images, |images, request| images.discard(&request).await.map(empty));
+    command!(service, host, agent::ImageRemove, images, |images, request| images.remove(&request).await.map(empty));
+    Ok(())
+}
+
+async fn serve_vms(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<()> {
+    let empty = |()| Empty {};
+    command!(service, host, agent::VmProvision, vms, |vms, request| vms.provision(request).await);
+    command!(service, host, agent::VmBoot, vms, |vms, request| vms.boot(request).await);
+    command!(service, host, agent::VmAwaitReady, vms, |vms, request| vms.await_ready(request).await);
+    command!(service, host, agent::VmStop, vms, |vms, request| vms.stop(request).await);
+    command!(service, host, agent::VmRemove, vms, |vms, request| vms.remove(request).await.map(empty));
+    command!(service, host, agent::VmList, vms, |vms, _request| Ok::<_, ApiError>(agent::Observations {
+        vms: vms.observations()
+    }));
+    Ok(())
+}

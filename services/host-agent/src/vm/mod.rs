@@ -1,0 +1,199 @@
+//! VMs on this host. One task owns each ([`owner`]); everybody else sends it messages and watches what it
+//! shows.
+
+mod adoption;
+pub mod console;
+mod ending;
+mod owner;
+mod provision;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use contract::{
+    ApiError, VmId,
+    agent::{Fence, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmCommand, VmObservation},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{guest::Guest, handles::VmDirs, image::ImageStore, kernel::BootFiles, net::Lab, vmm::Vmm};
+use owner::Owner;
+
+/// How many commands may wait for one VM's task: an operation sends one at a time.
+const QUEUE: usize = 16;
+
+/// What every VM's task needs.
+pub struct Deps {
+    /// Where VMs live.
+    pub dirs: VmDirs,
+    /// The host's state directory.
+    pub state_dir: PathBuf,
+    /// The images disks are cloned from.
+    pub images: Arc<ImageStore>,
+    /// The lab's network.
+    pub lab: Lab,
+    /// The VMM driver.
+    pub vmm: Box<dyn Vmm>,
+    /// The guests' kernel and initramfs.
+    pub boot: BootFiles,
+    /// Where VMs that changed by themselves are reported.
+    pub reports: mpsc::UnboundedSender<VmObservation>,
+}
+
+/// A command to a VM's task.
+enum Command {
+    Provision(ProvisionRequest, oneshot::Sender<Result<Provisioned, ApiError>>),
+    Boot(Fence, oneshot::Sender<Result<(), ApiError>>),
+    /// Only checks the fence, for commands that then watch.
+    Admit(Fence, oneshot::Sender<Result<(), ApiError>>),
+    Stop(Fence, Duration, oneshot::Sender<Result<(), ApiError>>),
+    Remove(Fence, oneshot::Sender<Result<(), ApiError>>),
+}
+
+/// What others hold of a VM's task.
+#[derive(Clone)]
+struct Handle {
+    commands: mpsc::Sender<Command>,
+    observed: watch::Receiver<VmObservation>,
+    guest: watch::Receiver<Option<Guest>>,
+}
+
+/// All VMs of this host.
+pub struct Vms {
+    deps: Arc<Deps>,
+    /// Held for map operations only, never across I/O.
+    tasks: Mutex<HashMap<VmId, Handle>>,
+}
+
+impl Vms {
+    /// No VMs yet; [`Vms::adopt`] finds those that are there.
+    pub fn new(deps: Deps) -> Arc<Self> {
+        Arc::new(Self { deps: Arc::new(deps), tasks: Mutex::default() })
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Handle>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self, vm: VmId) -> Option<Handle> {
+        self.tasks().get(&vm).filter(|handle| !handle.commands.is_closed()).cloned()
+    }
+
+    /// The VM's task; a fresh one for a VM that is not here.
+    fn task(&self, vm: VmId) -> Handle {
+        let mut tasks = self.tasks();
+        if let Some(handle) = tasks.get(&vm).filter(|handle| !handle.commands.is_closed()) {
+            return handle.clone();
+        }
+        let handle = Owner::absent(vm, self.deps.clone()).start();
+        tasks.insert(vm, handle.clone());
+        handle
+    }
+
+    /// Sends a command; one that meets a task at its end goes to the next.
+    async fn send<T>(
+        &self,
+        vm: VmId,
+        command: impl Fn(oneshot::Sender<Result<T, ApiError>>) -> Command,
+    ) -> Result<(T, Handle), ApiError> {
+        for _ in 0..3 {
+            let handle = self.task(vm);
+            let (answer, answered) = oneshot::channel();
+            if handle.commands.send(command(answer)).await.is_ok()
+                && let Ok(outcome) = answered.await
+            {
+                return outcome.map(|value| (value, handle));
+            }
+        }
+        Err(ApiError::aborted(format!("the VM {vm} is being removed")))
+    }
+
+    /// Makes a VM's directory, handles, disk, tap and config drive.
+    ///
+    /// # Errors
+    /// A stale epoch, an unknown image, a full disk.
+    pub async fn provision(&self, request: ProvisionRequest) -> Result<Provisioned, ApiError> {
+        let vm = request.spec.id;
+        Ok(self.send(vm, |answer| Command::Provision(request.clone(), answer)).await?.0)
+    }
+
+    /// Starts a VM's VMM; one that runs already is fine.
+    ///
+    /// # Errors
+    /// A stale epoch, a VM that is not provisioned, a VMM that does not start.
+    pub async fn boot(&self, command: VmCommand) -> Result<VmObservation, ApiError> {
+        let ((), handle) = self.send(command.vm, |answer| Command::Boot(command.fence, answer)).await?;
+        Ok(handle.observed.borrow().clone())
+    }
+
+    /// Waits until a booting VM is ready or has failed.
+    ///
+    /// # Errors
+    /// A stale epoch.
+    pub async fn await_ready(&self, command: VmCommand) -> Result<VmObservation, ApiError> {
+        let ((), handle) = self.send(command.vm, |answer| Command::Admit(command.fence, answer)).await?;
+        Ok(observe(handle, command.wait_ms, |state| state != HostVmState::Booting).await)
+    }
+
+    /// Stops a VM and waits until it is off.
+    ///
+    /// # Errors
+    /// A stale epoch.
+    pub async fn stop(&self, request: StopRequest) -> Result<VmObservation, ApiError> {
+        let grace = Duration::from_millis(request.grace_ms);
+        let ((), handle) = self.send(request.vm, |answer| Command::Stop(request.fence, grace, answer)).await?;
+        let off = |state| !matches!(state, HostVmState::Booting | HostVmState::Ready);
+        Ok(observe(handle, request.wait_ms, off).await)
+    }
+
+    /// Ends a VM's VMM and removes all the host has of it.
+    ///
+    /// # Errors
+    /// A stale epoch, or something that cannot be removed.
+    pub async fn remove(&self, command: VmCommand) -> Result<(), ApiError> {
+        self.send(command.vm, |answer| Command::Remove(command.fence, answer)).await?;
+        self.tasks().retain(|_, handle| !handle.commands.is_closed());
+        Ok(())
+    }
+
+    /// What is true of every VM that is here.
+    pub fn observations(&self) -> Vec<VmObservation> {
+        let tasks = self.tasks();
+        let all = tasks.values().map(|handle| handle.observed.borrow().clone());
+        all.filter(|observation| observation.state != HostVmState::Absent).collect()
+    }
+
+    /// The connection into a running VM's guest.
+    ///
+    /// # Errors
+    /// `not_found`, or `failed_precondition` when it does not run.
+    pub fn guest(&self, vm: VmId) -> Result<(Guest, watch::Receiver<VmObservation>), ApiError> {
+        let handle = self.known(vm).ok_or_else(|| ApiError::not_found(format!("no VM {vm} on this host")))?;
+        let guest = handle.guest.borrow().clone();
+        let guest = guest.ok_or_else(|| ApiError::failed_precondition(format!("the VM {vm} does not run")))?;
+        Ok((guest, handle.observed))
+    }
+
+    /// A VM's directory.
+    pub fn dir(&self, vm: VmId) -> PathBuf {
+        self.deps.dirs.dir(vm)
+    }
+
+    /// What all tasks need, for the reconciling parts of the agent.
+    pub fn deps(&self) -> &Deps {
+        &self.deps
+    }
+}
+
+/// Waits until the state is one that is waited for, or the time is up.
+async fn observe(mut handle: Handle, wait_ms: u64, enough: impl Fn(HostVmState) -> bool) -> VmObservation {
+    let bound = Duration::from_millis(wait_ms);
+    let reached = handle.observed.wait_for(|seen| enough(seen.state));
+    // When time is up, or the VM was removed meanwhile, what was seen last is the answer.
+    drop(tokio::time::timeout(bound, reached).await);
+    handle.observed.borrow().clone()
+}

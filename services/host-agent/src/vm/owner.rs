@@ -1,0 +1,439 @@
+//! The task that owns one VM: it alone changes the VM's handles and kernel objects.
+//!
+//! ```text
+//!            provision           boot              guest is ready
+//!   Absent ────────────► Off ────────────► Booting ───────────────► Ready
+//!     ▲                   ▲ ▲                 │ not ready in time,     │
+//!     │      remove       │ └── stop, guest's ├──── ended with an error│
+//!     └── from anywhere   │     power-off     ▼                        │
+//!                         └──────────────── Failed ◄───────────────────┘
+//! ```
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use contract::{
+    ApiError, VmId,
+    agent::{Fence, HostVmState, VmObservation},
+    deadline,
+    guest::{GuestFacts, Request},
+};
+use nix::sys::signal::Signal;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+};
+
+use super::{Command, Deps, Handle, QUEUE, ending};
+use crate::{
+    guest::Guest,
+    handles::{Ended, Handles, VmmHandle},
+    vmm::{
+        Launch, names,
+        process::{self, Exit, Process},
+    },
+};
+
+/// How long a VMM gets after SIGTERM: it closes its disks and ends.
+const TERMINATE: Duration = Duration::from_secs(3);
+
+/// What happens to a VM by itself. The number is the boot it belongs to, so that a late one changes nothing.
+enum Event {
+    Ended(u64, Exit),
+    Ready(u64, GuestFacts),
+    NotReady(u64),
+}
+
+/// A VMM that runs.
+pub(super) struct Running {
+    process: Arc<Process>,
+    guest: Guest,
+    boot: u64,
+    readiness: AbortHandle,
+    stopper: Option<AbortHandle>,
+    /// Why it is being ended although nobody asked for a stop.
+    condemned: Option<String>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.readiness.abort();
+        if let Some(stopper) = &self.stopper {
+            stopper.abort();
+        }
+    }
+}
+
+/// The owner of one VM.
+pub(super) struct Owner {
+    pub(super) vm: VmId,
+    pub(super) deps: Arc<Deps>,
+    pub(super) handles: Option<Handles>,
+    running: Option<Running>,
+    events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
+    observed: watch::Sender<VmObservation>,
+    guest: watch::Sender<Option<Guest>>,
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn internal(what: &str, error: impl std::fmt::Display) -> ApiError {
+    ApiError::internal(format!("{what}: {error}"))
+}
+
+impl Owner {
+    /// The owner of a VM that is not here.
+    pub(super) fn absent(vm: VmId, deps: Arc<Deps>) -> Self {
+        let observation = VmObservation {
+            vm,
+            state: HostVmState::Absent,
+            epoch: 0,
+            pid: None,
+            guest: None,
+            reason: None,
+            console_tail: None,
+        };
+        Self {
+            vm,
+            deps,
+            handles: None,
+            running: None,
+            events: mpsc::unbounded_channel(),
+            observed: watch::Sender::new(observation),
+            guest: watch::Sender::new(None),
+        }
+    }
+
+    /// The owner of a VM with these handles, whose VMM may still run.
+    pub(super) fn found(vm: VmId, deps: Arc<Deps>, handles: Handles, process: Option<Process>) -> Self {
+        let mut owner = Self::absent(vm, deps);
+        let boot = handles.vmm.as_ref().map(|vmm| vmm.spawned_at_ms);
+        let ready = handles.vmm.as_ref().is_some_and(|vmm| vmm.guest.is_some());
+        owner.handles = Some(handles);
+        match (process, boot) {
+            (Some(process), Some(boot)) => owner.watch(process, boot, ready),
+            (None, Some(_)) => owner.ended(Exit::Unknown),
+            (_, None) => {}
+        }
+        owner.show();
+        owner
+    }
+
+    /// Starts the task.
+    pub(super) fn start(self) -> Handle {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let handle = Handle { commands, observed: self.observed.subscribe(), guest: self.guest.subscribe() };
+        tokio::spawn(self.run(queue));
+        handle
+    }
+
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        loop {
+            tokio::select! {
+                command = queue.recv() => match command {
+                    Some(Command::Remove(fence, answer)) => {
+                        let outcome = self.remove(fence, &mut queue).await;
+                        let gone = outcome.is_ok();
+                        reply(answer, outcome);
+                        if gone {
+                            return;
+                        }
+                    }
+                    Some(command) => self.command(command).await,
+                    None => return,
+                },
+                event = self.events.1.recv() => {
+                    if let Some(event) = event {
+                        self.event(event);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Provision(request, answer) => {
+                let outcome = self.provision(request).await;
+                self.show();
+                reply(answer, outcome);
+            }
+            Command::Boot(fence, answer) => {
+                let outcome = self.boot(fence).await;
+                self.show();
+                reply(answer, outcome);
+            }
+            Command::Admit(fence, answer) => reply(answer, self.admit(fence)),
+            Command::Stop(fence, grace, answer) => {
+                let outcome = self.stop(fence, grace);
+                self.show();
+                reply(answer, outcome);
+            }
+            // Handled by `run`, as the task ends with it.
+            Command::Remove(_, answer) => drop(answer),
+        }
+    }
+
+    /// Refuses a command of an older claim and remembers the newest epoch before anything is done for it.
+    pub(super) fn admit(&mut self, fence: Fence) -> Result<(), ApiError> {
+        let buried = if self.handles.is_none() { self.deps.dirs.buried(self.vm) } else { None };
+        let known = self.handles.as_ref().map(|handles| handles.epoch).or(buried).unwrap_or(0);
+        if fence.epoch < known {
+            return Err(ApiError::aborted(format!(
+                "stale epoch {} for the VM {}: {known} was seen already",
+                fence.epoch, self.vm
+            )));
+        }
+        if let Some(handles) = &mut self.handles
+            && fence.epoch > handles.epoch
+        {
+            (handles.epoch, handles.operation) = (fence.epoch, fence.operation);
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn save(&self) -> Result<(), ApiError> {
+        let Some(handles) = &self.handles else { return Ok(()) };
+        self.deps.dirs.save(handles).map_err(|error| match error.kind() {
+            std::io::ErrorKind::StorageFull => ApiError::resource_exhausted("the host's disk is full"),
+            _ => internal("the VM's handles cannot be saved", error),
+        })
+    }
+
+    async fn boot(&mut self, fence: Fence) -> Result<(), ApiError> {
+        self.admit(fence)?;
+        if self.running.is_some() {
+            return Ok(());
+        }
+        let Some(handles) = self.handles.as_mut().filter(|handles| handles.provisioned) else {
+            return Err(ApiError::failed_precondition(format!("the VM {} is not provisioned on this host", self.vm)));
+        };
+        let boot = now_ms();
+        handles.ended = None;
+        handles.vmm = Some(VmmHandle { process: None, spawned_at_ms: boot, stop_wanted: false, guest: None });
+        let (spec, disk, tap) = (handles.spec.clone(), handles.disk.clone(), handles.tap.clone());
+        self.save()?;
+        runtime::fault::point("agent/vm.boot/before-spawn");
+        let dir = self.deps.dirs.dir(self.vm);
+        let launch = Launch {
+            spec,
+            dir: dir.clone(),
+            disk,
+            tap: tap.clone(),
+            vmlinux: self.deps.boot.vmlinux.clone(),
+            initramfs: self.deps.boot.initramfs.clone(),
+        };
+        let (command, lab, vm) = (self.deps.vmm.command(&launch), self.deps.lab.clone(), self.vm);
+        let spawned = tokio::task::spawn_blocking(move || {
+            // One that was spawned and not recorded is taken, never doubled.
+            if let Some(process) = Process::find(vm) {
+                return Ok(process);
+            }
+            lab.ensure_tap(&tap).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
+            crate::files::remove_file(&dir.join(names::CHANNEL))
+                .map_err(|error| internal("an old socket is in the way", error))?;
+            process::spawn(&command, &dir, lab.namespace()).map_err(|error| internal("the VMM does not start", error))
+        });
+        let process = match spawned.await.map_err(|error| internal("the VMM's start failed", error)).flatten() {
+            Ok(process) => process,
+            Err(error) => {
+                if let Some(handles) = &mut self.handles {
+                    handles.vmm = None;
+                }
+                self.save()?;
+                return Err(error);
+            }
+        };
+        runtime::fault::point("agent/vm.boot/spawned");
+        if let Some(vmm) = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut()) {
+            vmm.process = Some(process.identity);
+        }
+        // Watched before it is recorded: a full disk must not lose a running VMM.
+        self.watch(process, boot, false);
+        self.save()?;
+        runtime::fault::point("agent/vm.boot/recorded");
+        Ok(())
+    }
+
+    /// Follows a running VMM: its end, and its guest's readiness.
+    fn watch(&mut self, process: Process, boot: u64, ready: bool) {
+        let process = Arc::new(process);
+        let guest = Guest::connect(self.deps.dirs.dir(self.vm), names::CHANNEL);
+        let (watched, events) = (process.clone(), self.events.0.clone());
+        tokio::spawn(async move {
+            let exit = watched.wait().await;
+            // Nobody listens once the VM is removed.
+            drop(events.send(Event::Ended(boot, exit)));
+        });
+        let (asked, events) = (guest.clone(), self.events.0.clone());
+        let age = Duration::from_millis(now_ms().saturating_sub(boot));
+        let readiness = tokio::spawn(async move {
+            if ready {
+                return;
+            }
+            let event = match tokio::time::timeout(deadline::BOOT.saturating_sub(age), asked.ready()).await {
+                Ok(facts) => Event::Ready(boot, facts),
+                Err(_) => Event::NotReady(boot),
+            };
+            drop(events.send(event));
+        });
+        self.guest.send_replace(Some(guest.clone()));
+        let readiness = readiness.abort_handle();
+        self.running = Some(Running { process, guest, boot, readiness, stopper: None, condemned: None });
+    }
+
+    fn event(&mut self, event: Event) {
+        let current = self.running.as_ref().map(|running| running.boot);
+        match event {
+            Event::Ended(boot, exit) if current == Some(boot) => self.ended(exit),
+            Event::Ready(boot, facts) if current == Some(boot) => {
+                if let Some(vmm) = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut()) {
+                    vmm.guest = Some(facts);
+                }
+                self.save_or_log();
+            }
+            Event::NotReady(boot) if current == Some(boot) => {
+                if let Some(running) = &mut self.running {
+                    let bound = deadline::BOOT.as_secs();
+                    running.condemned = Some(format!("the guest was not ready within {bound} s"));
+                    running.process.signal(Signal::SIGKILL);
+                }
+                return;
+            }
+            _ => return,
+        }
+        self.show();
+        drop(self.deps.reports.send(self.observed.borrow().clone()));
+    }
+
+    /// Records how the VMM ended.
+    fn ended(&mut self, exit: Exit) {
+        let condemned = self.running.take().and_then(|mut running| running.condemned.take());
+        self.guest.send_replace(None);
+        let tail = ending::console_tail(&self.deps.dirs.dir(self.vm).join(names::CONSOLE));
+        let Some(handles) = &mut self.handles else { return };
+        let Some(vmm) = handles.vmm.take() else { return };
+        let ended = match condemned {
+            Some(reason) => Ended { clean: false, reason, console_tail: Some(tail) },
+            None => ending::judge(exit, vmm.stop_wanted, vmm.guest.is_some(), tail),
+        };
+        tracing::info!(vm.id = %self.vm, clean = ended.clean, reason = %ended.reason, "the VMM ended");
+        handles.ended = Some(ended);
+        self.save_or_log();
+    }
+
+    fn save_or_log(&self) {
+        if let Err(error) = self.save() {
+            // What was not saved is found again from the process table.
+            tracing::error!(vm.id = %self.vm, %error, "a VM's handles are behind");
+        }
+    }
+
+    fn stop(&mut self, fence: Fence, grace: Duration) -> Result<(), ApiError> {
+        self.admit(fence)?;
+        let Some(running) = &mut self.running else { return Ok(()) };
+        if let Some(vmm) = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut()) {
+            vmm.stop_wanted = true;
+        }
+        if running.stopper.is_none() || grace.is_zero() {
+            if let Some(earlier) = running.stopper.take() {
+                earlier.abort();
+            }
+            let (process, guest) = (running.process.clone(), running.guest.clone());
+            running.stopper = Some(tokio::spawn(power_off(process, guest, grace)).abort_handle());
+        }
+        self.save()
+    }
+
+    /// Ends the VMM and removes everything; the tombstone keeps a late command from bringing it back.
+    async fn remove(&mut self, fence: Fence, queue: &mut mpsc::Receiver<Command>) -> Result<(), ApiError> {
+        self.admit(fence)?;
+        self.deps
+            .dirs
+            .bury(self.vm, fence.epoch)
+            .map_err(|error| internal("the tombstone cannot be written", error))?;
+        if let Some(vmm) = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut()) {
+            vmm.stop_wanted = true;
+        }
+        while let Some(running) = &self.running {
+            running.process.signal(Signal::SIGKILL);
+            match self.events.1.recv().await {
+                Some(event) => self.event(event),
+                None => break,
+            }
+        }
+        let (lab, dirs, vm) = (self.deps.lab.clone(), self.deps.dirs.clone(), self.vm);
+        let tap = self.handles.as_ref().map_or_else(|| super::provision::tap(vm), |handles| handles.tap.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            lab.remove_tap(&tap).map_err(|error| internal("the tap cannot be removed", chain(&error)))?;
+            runtime::fault::point("agent/vm.remove/tap");
+            dirs.remove(vm).map_err(|error| internal("the VM's directory cannot be removed", error))
+        });
+        removed.await.map_err(|error| internal("the removal failed", error)).flatten()?;
+        self.handles = None;
+        queue.close();
+        self.show();
+        Ok(())
+    }
+
+    /// Shows what is true now.
+    pub(super) fn show(&self) {
+        let Some(handles) = &self.handles else {
+            self.observed.send_modify(|seen| (seen.state, seen.pid, seen.guest) = (HostVmState::Absent, None, None));
+            return;
+        };
+        let guest = handles.vmm.as_ref().and_then(|vmm| vmm.guest.clone());
+        let ended = handles.ended.as_ref();
+        let state = match (&self.running, &guest, ended) {
+            (Some(_), Some(_), _) => HostVmState::Ready,
+            (Some(_), None, _) => HostVmState::Booting,
+            (None, _, Some(Ended { clean: false, .. })) => HostVmState::Failed,
+            (None, ..) => HostVmState::Off,
+        };
+        let observation = VmObservation {
+            vm: self.vm,
+            state,
+            epoch: handles.epoch,
+            pid: self.running.as_ref().map(|running| running.process.identity.pid),
+            guest,
+            reason: ended.map(|ended| ended.reason.clone()),
+            console_tail: ended.and_then(|ended| ended.console_tail.clone()),
+        };
+        self.observed.send_replace(observation);
+    }
+}
+
+/// Asks the guest to power off, then ends the VMM, each with its time.
+async fn power_off(process: Arc<Process>, guest: Guest, grace: Duration) {
+    if !grace.is_zero() {
+        let asked = tokio::time::timeout(grace, async {
+            match guest.ask(&Request::PowerOff).await {
+                // The stream is kept open until the guest is off.
+                Ok(_stream) => std::future::pending::<()>().await,
+                Err(error) => tracing::info!(%error, "the guest cannot be asked to power off"),
+            }
+        });
+        drop(asked.await);
+    }
+    process.signal(Signal::SIGTERM);
+    tokio::time::sleep(TERMINATE).await;
+    process.signal(Signal::SIGKILL);
+}
+
+/// An error with its causes in one line.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn reply<T>(answer: oneshot::Sender<Result<T, ApiError>>, outcome: Result<T, ApiError>) {
+    if answer.send(outcome).is_err() {
+        tracing::debug!("nobody waits for a command's outcome any more");
+    }
+}
