@@ -1,1 +1,8 @@
-//! placeholder
+//! Load on a lab, and benchmarks of its parts beside the bare engines they stand on.
+
+pub mod create;
+mod database;
+mod latency;
+mod pgbench;
+pub mod report;
+pub mod reserve;

@@ -24,9 +24,6 @@ const REQUESTS_GRACE: Duration = Duration::from_secs(2);
 /// How long operations in hand may take at shutdown; what is left is adopted by another worker.
 const OPERATIONS_GRACE: Duration = Duration::from_secs(5);
 
-/// Database connections kept for everything that is no reservation.
-const KEPT_CONNECTIONS: usize = 2;
-
 /// A running service.
 pub struct Server {
     service: Service,
@@ -47,8 +44,7 @@ impl Server {
         wire.credentials.clone_from(&config.nats_credentials);
         let bus = Bus::connect(&wire).await.context("NATS cannot be used")?;
 
-        let at_once = config.pool.max_connections.saturating_sub(KEPT_CONNECTIONS);
-        let reservations = Reservations::new(store.clone(), at_once, config.address_rest);
+        let reservations = Reservations::of_pool(store.clone(), config.pool, config.address_rest);
         let lab = Arc::new(Lab { reservations, domain: config.domain });
         let engine = kinds::register(Engine::builder(store.clone(), bus.clone(), worker()), &lab).start();
         let app = Arc::new(App {

@@ -19,6 +19,7 @@ use crate::{Engine, program, wait_until};
 pub struct Postgres {
     engine: Engine,
     dir: tempfile::TempDir,
+    settings: Vec<String>,
 }
 
 /// The unprivileged user PostgreSQL runs as when the test is root, as it refuses root.
@@ -52,6 +53,15 @@ impl Postgres {
     /// # Panics
     /// PostgreSQL is not installed, or does not start.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with settings (`name=value`) of the caller's own, which win over those that make tests fast: benchmarks want
+    /// commits that last.
+    ///
+    /// # Panics
+    /// As [`Postgres::start`].
+    pub async fn start_with(settings: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("wpg-").tempdir().expect("a temporary directory");
         if let Some((uid, gid)) = unprivileged() {
             chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
@@ -63,7 +73,8 @@ impl Postgres {
             .current_dir("/")
             .status();
         assert!(made.expect("initdb starts").success(), "initdb failed");
-        let mut postgres = Self { engine: spawn(dir.path()), dir };
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let mut postgres = Self { engine: spawn(dir.path(), &settings), dir, settings };
         postgres.answers().await;
         postgres
     }
@@ -90,18 +101,18 @@ impl Postgres {
     /// Kills it as `kill -9` does and starts it again.
     pub async fn restart(&mut self) {
         self.engine.stop(Signal::SIGQUIT);
-        self.engine = spawn(self.dir.path());
+        self.engine = spawn(self.dir.path(), &self.settings);
         self.answers().await;
     }
 
     async fn answers(&mut self) {
         let url = self.url();
         let dir = self.dir.path().to_owned();
-        let engine = &mut self.engine;
+        let (engine, settings) = (&mut self.engine, &self.settings);
         wait_until("PostgreSQL", Duration::from_secs(60), async || {
             if !matches!(engine.0.try_wait(), Ok(None)) {
                 // Right after a kill the old one's lock file can still be in the way.
-                *engine = spawn(&dir);
+                *engine = spawn(&dir, settings);
             }
             tokio_postgres::connect(&url, NoTls).await.ok().map(drop)
         })
@@ -116,12 +127,12 @@ impl Drop for Postgres {
     }
 }
 
-fn spawn(dir: &Path) -> Engine {
+fn spawn(dir: &Path, settings: &[String]) -> Engine {
     let mut command = tool("postgres");
     command.arg("-D").arg(dir.join("data")).arg("-k").arg(dir).current_dir("/");
-    for setting in
-        ["listen_addresses=", "fsync=off", "full_page_writes=off", "max_connections=200", "shared_buffers=64MB"]
-    {
+    let fast = ["listen_addresses=", "fsync=off", "full_page_writes=off", "max_connections=200", "shared_buffers=64MB"];
+    // Of two of one name PostgreSQL takes the last.
+    for setting in fast.into_iter().chain(settings.iter().map(String::as_str)) {
         command.args(["-c", setting]);
     }
     Engine::spawn(&mut command).expect("postgres starts")

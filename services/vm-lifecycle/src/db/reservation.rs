@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use contract::{ApiError, HostId, ImageId, MebiBytes, VmId, VmName, agent::Fence};
 use runtime::telemetry;
-use store::{Store, StoreError};
+use store::{Store, StoreConfig, StoreError};
 use tokio::sync::Semaphore;
 
 use super::db_error;
@@ -108,6 +108,9 @@ pub struct Reservations {
     rest: Duration,
 }
 
+/// Database connections kept for everything that is no reservation: heartbeats must get through a crowd of creates.
+const KEPT_CONNECTIONS: usize = 2;
+
 const RESERVE: &str =
     "select o_address, o_host from vm.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 
@@ -115,6 +118,11 @@ impl Reservations {
     /// At most `at_once` statements at a time; a freed address rests for `rest`.
     pub fn new(store: Store, at_once: usize, rest: Duration) -> Self {
         Self { store, turns: Arc::new(Semaphore::new(at_once.max(1))), rest }
+    }
+
+    /// As the service does it: all connections of the pool but [`KEPT_CONNECTIONS`].
+    pub fn of_pool(store: Store, pool: StoreConfig, rest: Duration) -> Self {
+        Self::new(store, pool.max_connections.saturating_sub(KEPT_CONNECTIONS), rest)
     }
 
     /// How long a freed address rests.

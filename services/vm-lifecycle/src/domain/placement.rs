@@ -167,6 +167,9 @@ mod tests {
         assert!(short.message.contains("a lacks memory (256M asked, 100 MiB free)"), "{}", short.message);
     }
 
+    /// Up, free memory, free CPUs, has an address, holds the image, was filled meanwhile.
+    type Drawn = (bool, i64, i64, bool, bool, bool);
+
     proptest! {
         /// What is chosen is up, holds the image and has room; and whenever such a host exists, one is chosen.
         #[test]
@@ -176,7 +179,7 @@ mod tests {
             let hosts: Vec<Candidate> = specs.iter().enumerate().map(|(n, (up, memory, cpus, address, _, _))| Candidate {
                 id: format!("h{n}").parse().unwrap(), up: *up, free_cpus: *cpus, free_memory: *memory, free_disk: 4096, has_address: *address,
             }).collect();
-            let pick = |which: fn(&(bool, i64, i64, bool, bool, bool)) -> bool| -> Vec<HostId> {
+            let pick = |which: fn(&Drawn) -> bool| -> Vec<HostId> {
                 hosts.iter().zip(&specs).filter(|(_, spec)| which(spec)).map(|(host, _)| host.id.clone()).collect()
             };
             let (holders, filled) = (pick(|spec| spec.4), pick(|spec| spec.5).into_iter().collect::<BTreeSet<_>>());

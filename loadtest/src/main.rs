@@ -1,0 +1,63 @@
+//! `loadtest`: runs one scenario and prints what it measured.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use loadtest::{create, reserve};
+use runtime::telemetry;
+
+/// Load on a lab, and benchmarks of its parts.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// How to print what was measured.
+    #[arg(short, long, value_enum, default_value = "table", global = true)]
+    output: Output,
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    /// The reservation: bare SQL under pgbench beside the service's path under the same number of clients.
+    Reserve(reserve::Options),
+    /// Whole creates on a running lab, from the request to `running`; deletes the VMs afterwards.
+    Create(create::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("loadtest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all went as it should.
+async fn run(arguments: Arguments) -> anyhow::Result<bool> {
+    let _telemetry = telemetry::init("loadtest", env!("CARGO_PKG_VERSION"), telemetry::Logs::Tool)?;
+    let (table, json, good) = match arguments.scenario {
+        Scenario::Reserve(options) => {
+            let report = reserve::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+        Scenario::Create(options) => {
+            let report = create::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+    };
+    println!("{}", if arguments.output == Output::Json { json } else { table });
+    Ok(good)
+}
