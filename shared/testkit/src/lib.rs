@@ -1,9 +1,11 @@
 //! What tests need: private PostgreSQL and NATS engines, OCI images, a registry, whole labs, and bounded waits. Never
 //! part of a release.
 
+pub mod image;
 pub mod lab;
 mod nats;
 mod postgres;
+pub mod registry;
 
 use std::{
     path::Path,

@@ -1,0 +1,180 @@
+//! Manifests: from what a name points to, through indexes, to the layers and configuration for this machine
+//! (OCI image-spec 1.1; Docker's schema 2 has the same shape).
+
+use contract::{ApiError, image::ImageConfig};
+use serde::Deserialize;
+
+use super::{limits::Limits, source::Source};
+
+/// How deep indexes may be nested.
+const DEPTH_MAX: usize = 3;
+
+/// A blob by digest and size.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Descriptor {
+    pub digest: String,
+    pub size: u64,
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Platform {
+    os: String,
+    architecture: String,
+}
+
+/// An index has `manifests`, a manifest has `config` and `layers`.
+#[derive(Debug, Deserialize)]
+struct Document {
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Configuration {
+    architecture: String,
+    #[serde(default)]
+    config: Option<Execution>,
+    rootfs: RootFs,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Execution {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RootFs {
+    diff_ids: Vec<String>,
+}
+
+/// An image for this machine.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    pub digest: String,
+    pub architecture: String,
+    pub config: ImageConfig,
+    /// Each layer with the digest of its unpacked bytes.
+    pub layers: Vec<(Descriptor, String)>,
+}
+
+/// This machine's architecture in OCI's words.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Finds the image for this machine.
+pub(super) async fn resolve(source: &Source, limits: &Limits) -> Result<Resolved, ApiError> {
+    let (mut bytes, mut digest) = source.root(limits.document).await?;
+    for _ in 0..=DEPTH_MAX {
+        let document: Document = parse(&bytes, "manifest")?;
+        match (document.manifests, document.config, document.layers) {
+            (Some(manifests), _, _) => {
+                let next = choose(manifests, source.wanted())?;
+                check(&next)?;
+                bytes = source.manifest(&next, limits.document).await?;
+                digest = next.digest;
+            }
+            (None, Some(config), Some(layers)) => return image(source, limits, digest, config, layers).await,
+            _ => return Err(ApiError::invalid_argument("the manifest is neither an index nor an image manifest")),
+        }
+    }
+    Err(ApiError::invalid_argument(format!("the image's indexes are nested more than {DEPTH_MAX} deep")))
+}
+
+fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::invalid_argument(format!("the image's {what} cannot be read: {error}")))
+}
+
+/// A digest becomes a path, so its form is checked before anything else.
+fn check(descriptor: &Descriptor) -> Result<(), ApiError> {
+    let hash = descriptor.digest.strip_prefix("sha256:").unwrap_or_default();
+    if hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
+        return Ok(());
+    }
+    let digest: String = descriptor.digest.chars().take(80).collect();
+    Err(ApiError::invalid_argument(format!("{digest:?} is no sha256 digest")))
+}
+
+fn choose(manifests: Vec<Descriptor>, wanted: Option<&str>) -> Result<Descriptor, ApiError> {
+    const NAME: &str = "org.opencontainers.image.ref.name";
+    let named = |descriptor: &Descriptor| {
+        let name = descriptor.annotations.get(NAME);
+        wanted.is_none() || name.is_none() || name.map(String::as_str) == wanted
+    };
+    let fits = |descriptor: &Descriptor| match &descriptor.platform {
+        Some(platform) => platform.os == "linux" && platform.architecture == architecture(),
+        None => true,
+    };
+    let offered: Vec<String> = manifests
+        .iter()
+        .filter_map(|descriptor| descriptor.platform.as_ref())
+        .map(|platform| format!("{}/{}", platform.os, platform.architecture))
+        .collect();
+    let mut fitting: Vec<_> =
+        manifests.into_iter().filter(|descriptor| fits(descriptor) && named(descriptor)).collect();
+    match fitting.len() {
+        0 => Err(ApiError::not_found(format!("the image is not there for linux/{}", architecture()))
+            .hint(format!("it is offered for: {}", offered.join(", ")))),
+        // The first match, as the specification says of indexes.
+        _ => Ok(fitting.swap_remove(0)),
+    }
+}
+
+async fn image(
+    source: &Source,
+    limits: &Limits,
+    digest: String,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+) -> Result<Resolved, ApiError> {
+    check(&config)?;
+    layers.iter().try_for_each(check)?;
+    if layers.len() > limits.layers {
+        return Err(ApiError::invalid_argument(format!("the image has more than {} layers", limits.layers)));
+    }
+    let packed = layers.iter().try_fold(0u64, |sum, layer| sum.checked_add(layer.size));
+    if packed.is_none_or(|packed| packed > limits.packed) {
+        return Err(ApiError::invalid_argument(format!("the image's layers have more than {} bytes", limits.packed)));
+    }
+    let bytes = source.document(&config, limits.document).await?;
+    let configuration: Configuration = parse(&bytes, "configuration")?;
+    if configuration.rootfs.diff_ids.len() != layers.len() {
+        return Err(ApiError::invalid_argument(
+            "the image's configuration names another number of layers than its manifest",
+        ));
+    }
+    if configuration.architecture != architecture() {
+        return Err(ApiError::failed_precondition(format!(
+            "the image is for {}, this host for {}",
+            configuration.architecture,
+            architecture()
+        )));
+    }
+    let execution = configuration.config.unwrap_or_default();
+    Ok(Resolved {
+        digest,
+        architecture: configuration.architecture,
+        config: ImageConfig {
+            entrypoint: execution.entrypoint.unwrap_or_default(),
+            cmd: execution.cmd.unwrap_or_default(),
+            env: execution.env.unwrap_or_default(),
+            working_dir: execution.working_dir.unwrap_or_default(),
+            user: execution.user.unwrap_or_default(),
+        },
+        layers: layers.into_iter().zip(configuration.rootfs.diff_ids).collect(),
+    })
+}

@@ -1,0 +1,309 @@
+//! Images on this host: staging (download, verify, unpack, write as ext4), publication (one rename) and removal.
+//!
+//! `staging/<operation-id>/` and `images/<image-id>/` are on one filesystem. A staging is whole once it has a
+//! `manifest.json`, which is written last.
+
+mod download;
+mod ext4;
+mod layer;
+mod limits;
+mod manifest;
+mod progress;
+mod source;
+mod stage;
+mod tree;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use contract::{
+    ApiError, ImageId, OperationId,
+    agent::{DiscardRequest, Fence, PublishRequest, RemoveImageRequest, StageRequest, StageStatus, StagedImage},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+pub use limits::Limits;
+
+use crate::files;
+use progress::Reporter;
+use stage::Staging;
+
+/// The root filesystem's name in an image's directory.
+const ROOTFS: &str = "rootfs.ext4";
+/// The record that makes a directory whole.
+const MANIFEST: &str = "manifest.json";
+/// Stagings nobody asked for this long are leaks.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// How images are staged.
+#[derive(Clone, Debug)]
+pub struct ImageOptions {
+    /// Registries (`host:port`) spoken to over http.
+    pub insecure_registries: Vec<String>,
+    /// A directory with a docker `config.json` that holds credentials; the user's own when left out.
+    pub docker_config: Option<PathBuf>,
+    /// What an image may ask of this host.
+    pub limits: Limits,
+}
+
+/// What stands in `manifest.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    operation: OperationId,
+    image: StagedImage,
+}
+
+type Outcome = Option<Result<StagedImage, ApiError>>;
+
+/// A staging under way, or ended.
+#[derive(Clone)]
+struct Task {
+    epoch: i64,
+    cancel: CancellationToken,
+    progress: Reporter,
+    outcome: watch::Receiver<Outcome>,
+}
+
+/// This host's images.
+pub struct ImageStore {
+    root: PathBuf,
+    options: ImageOptions,
+    /// Held for map operations only, never across I/O.
+    tasks: Mutex<HashMap<OperationId, Task>>,
+    /// The highest epoch of a discarded staging: a late command does not begin it again.
+    discarded: Mutex<HashMap<OperationId, i64>>,
+}
+
+/// The error of a file that cannot be written or read.
+fn storage_error(path: &Path, error: &io::Error) -> ApiError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ApiError::resource_exhausted(format!("the host's disk is full: {}", path.display()))
+                .hint("remove images with `warren image rm`, or give the host more disk")
+        }
+        _ => ApiError::internal(format!("{} cannot be used: {error}", path.display())),
+    }
+}
+
+fn stale(fence: Fence, seen: i64) -> ApiError {
+    ApiError::aborted(format!(
+        "stale epoch {} for the staging {}: {seen} was seen already",
+        fence.epoch, fence.operation
+    ))
+}
+
+impl ImageStore {
+    /// Opens the images below a state directory and removes what nobody will ask for again.
+    ///
+    /// # Errors
+    /// The directories cannot be made or read.
+    pub fn open(state_dir: &Path, options: ImageOptions) -> io::Result<Arc<Self>> {
+        let store = Self { root: state_dir.to_owned(), options, tasks: Mutex::default(), discarded: Mutex::default() };
+        fs::create_dir_all(store.root.join("images"))?;
+        fs::create_dir_all(store.root.join("staging"))?;
+        for entry in fs::read_dir(store.root.join("staging"))? {
+            let entry = entry?;
+            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
+            if entry.file_name().as_encoded_bytes().starts_with(b".trash-") || age > STALE {
+                files::remove_dir(&entry.path())?;
+            }
+        }
+        Ok(Arc::new(store))
+    }
+
+    fn staging(&self, operation: OperationId) -> PathBuf {
+        self.root.join("staging").join(operation.to_string())
+    }
+
+    fn published(&self, image: ImageId) -> PathBuf {
+        self.root.join("images").join(image.to_string())
+    }
+
+    /// A published image's root filesystem.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn rootfs(&self, image: ImageId) -> Result<PathBuf, ApiError> {
+        let path = self.published(image).join(ROOTFS);
+        if path.exists() {
+            Ok(path)
+        } else {
+            Err(ApiError::not_found(format!("the image {image} is not on this host")))
+        }
+    }
+
+    /// Starts a staging, or joins it, and waits a while for its end.
+    ///
+    /// # Errors
+    /// `aborted` for a stale epoch.
+    pub async fn stage(self: &Arc<Self>, request: &StageRequest) -> Result<StageStatus, ApiError> {
+        let mut task = self.task(request)?;
+        let ended = task.outcome.wait_for(Option::is_some);
+        drop(tokio::time::timeout(Duration::from_millis(request.wait_ms), ended).await);
+        let outcome = task.outcome.borrow().clone();
+        Ok(match outcome {
+            None => {
+                let (phase, progress) = task.progress.now();
+                StageStatus::Running { phase, progress }
+            }
+            Some(Ok(image)) => StageStatus::Done { image },
+            Some(Err(error)) => StageStatus::Failed { error },
+        })
+    }
+
+    fn task(self: &Arc<Self>, request: &StageRequest) -> Result<Task, ApiError> {
+        let fence = request.fence;
+        if let Some(seen) = self.discarded().get(&fence.operation).filter(|seen| fence.epoch <= **seen) {
+            return Err(stale(fence, *seen));
+        }
+        let mut tasks = self.tasks();
+        if let Some(task) = tasks.get_mut(&fence.operation) {
+            if fence.epoch < task.epoch {
+                return Err(stale(fence, task.epoch));
+            }
+            task.epoch = fence.epoch;
+            return Ok(task.clone());
+        }
+        let (sender, outcome) = watch::channel(None);
+        let (cancel, progress) = (CancellationToken::new(), Reporter::default());
+        let staging = Staging {
+            operation: fence.operation,
+            dir: self.staging(fence.operation),
+            source: request.source.clone(),
+            options: self.options.clone(),
+            progress: progress.clone(),
+            cancel: cancel.clone(),
+        };
+        let task = Task { epoch: fence.epoch, cancel, progress, outcome };
+        tasks.insert(fence.operation, task.clone());
+        let store = self.clone();
+        tokio::spawn(
+            async move {
+                sender.send_replace(Some(store.begin(&staging).await));
+            }
+            .in_current_span(),
+        );
+        Ok(task)
+    }
+
+    /// Finds what an earlier agent finished, or does it; a failure leaves no directory.
+    async fn begin(&self, staging: &Staging) -> Result<StagedImage, ApiError> {
+        if let Some(image) = self.finished(staging.operation) {
+            return Ok(image);
+        }
+        let dir = &staging.dir;
+        let fresh = || -> io::Result<()> {
+            files::remove_dir(dir)?;
+            fs::create_dir(dir)
+        };
+        fresh().map_err(|error| storage_error(dir, &error))?;
+        let outcome = staging.run().await;
+        if let Err(error) = &outcome {
+            tracing::info!(operation.id = %staging.operation, %error, "a staging failed");
+            remove(dir.clone()).await?;
+        }
+        outcome
+    }
+
+    /// The image an operation staged or published earlier, if it did.
+    fn finished(&self, operation: OperationId) -> Option<StagedImage> {
+        let staged = read_record(&self.staging(operation));
+        let published = || {
+            let images = files::subdirectories(&self.root.join("images")).ok()?;
+            images.iter().find_map(|dir| read_record(dir).filter(|record| record.operation == operation))
+        };
+        staged.or_else(published).map(|record| record.image)
+    }
+
+    /// Makes a staged image visible under its id; a repeat finds it there.
+    ///
+    /// # Errors
+    /// `failed_precondition` when nothing whole is staged.
+    pub async fn publish(&self, request: &PublishRequest) -> Result<StagedImage, ApiError> {
+        let (staged, published) = (self.staging(request.fence.operation), self.published(request.image));
+        if let Some(record) = read_record(&published).filter(|record| record.operation == request.fence.operation) {
+            return Ok(record.image);
+        }
+        let Some(record) = read_record(&staged) else {
+            return Err(ApiError::failed_precondition(format!("nothing is staged for {}", request.fence.operation)));
+        };
+        runtime::fault::point("agent/image.publish/before");
+        let rename = tokio::task::spawn_blocking(move || {
+            fs::rename(&staged, &published)?;
+            runtime::fault::point("agent/image.publish/renamed");
+            files::sync_parent(&published)?;
+            files::sync_parent(&staged)
+        });
+        let renamed = rename.await.map_err(|error| ApiError::internal(format!("the publication failed: {error}")))?;
+        renamed.map_err(|error| storage_error(&self.published(request.image), &error))?;
+        self.tasks().remove(&request.fence.operation);
+        Ok(record.image)
+    }
+
+    /// Ends a staging and removes its directory.
+    ///
+    /// # Errors
+    /// `aborted` for a stale epoch, or the directory cannot be removed.
+    pub async fn discard(&self, request: &DiscardRequest) -> Result<(), ApiError> {
+        let fence = request.fence;
+        let task = self.tasks().get(&fence.operation).cloned();
+        if let Some(mut task) = task {
+            if fence.epoch < task.epoch {
+                return Err(stale(fence, task.epoch));
+            }
+            task.cancel.cancel();
+            // Its directory must not be written to any more when it is removed.
+            drop(task.outcome.wait_for(Option::is_some).await);
+        }
+        {
+            let mut discarded = self.discarded();
+            let seen = discarded.entry(fence.operation).or_insert(fence.epoch);
+            *seen = (*seen).max(fence.epoch);
+        }
+        self.tasks().remove(&fence.operation);
+        remove(self.staging(fence.operation)).await
+    }
+
+    /// Removes a published image: first out of sight, then for good.
+    ///
+    /// # Errors
+    /// The files cannot be removed.
+    pub async fn remove(&self, request: &RemoveImageRequest) -> Result<(), ApiError> {
+        let (dir, trash) =
+            (self.published(request.image), self.root.join("staging").join(format!(".trash-{}", request.image)));
+        match fs::rename(&dir, &trash) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(storage_error(&dir, &error)),
+        }
+        remove(trash).await
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<OperationId, Task>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn discarded(&self) -> std::sync::MutexGuard<'_, HashMap<OperationId, i64>> {
+        self.discarded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_record(dir: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()
+}
+
+/// Removes a directory off the async threads.
+async fn remove(dir: PathBuf) -> Result<(), ApiError> {
+    let path = dir.clone();
+    let removed = tokio::task::spawn_blocking(move || files::remove_dir(&dir)).await;
+    let removed = removed.map_err(|error| ApiError::internal(format!("a removal failed: {error}")))?;
+    removed.map_err(|error| storage_error(&path, &error))
+}
