@@ -1,0 +1,81 @@
+//! Stories of the real process: it ends in order, its callers are answered, and another replica takes over.
+
+mod common;
+
+use std::process::{Child, Command, Stdio};
+
+use common::{BOUND, Lab, exec};
+use contract::{ErrorCode, SessionId, workspace::Open};
+use nix::{sys::signal, unistd::Pid};
+use serde_json::json;
+use testkit::wait_until;
+
+/// The real service as a child; ended with the test.
+struct Replica(Child);
+
+impl Replica {
+    async fn ready(lab: &Lab) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_workspace-service"));
+        command.env("WARREN_NATS_URL", lab.nats.url());
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let replica = Self(child);
+        wait_until("the service", BOUND, async || {
+            let request = json!({ "vm": "nope", "session": SessionId::new(), "kind": { "ssh": {} } });
+            (lab.call::<Open>(request).await.unwrap_err().code == ErrorCode::NotFound).then_some(())
+        })
+        .await;
+        replica
+    }
+
+    fn signal(&self, signal: signal::Signal) {
+        signal::kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+    }
+
+    async fn ended(&mut self) -> std::process::ExitStatus {
+        wait_until("the end", BOUND, async || self.0.try_wait().unwrap()).await
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_ends_ends_its_commands_and_answers_their_callers() {
+    let lab = Lab::engines().await;
+    let mut replica = Replica::ready(&lab).await;
+    let bus = lab.bus.clone();
+    let running = tokio::spawn(async move { exec(&bus, &["sleep"], json!({})).await });
+    wait_until("the command", BOUND, async || (!lab.agent.opened().is_empty()).then_some(())).await;
+    replica.signal(signal::Signal::SIGTERM);
+    let error = running.await.unwrap().unwrap_err();
+    assert_eq!((error.code, error.retryable), (ErrorCode::Unavailable, false));
+    assert_eq!(error.details.unwrap()["stdout"], "so far\n");
+    assert!(replica.ended().await.success());
+    wait_until("the reset", BOUND, async || {
+        (lab.agent.resets() == ["workspace-service is shutting down"]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_is_killed_is_missed_by_nobody_who_asks_afterwards() {
+    let lab = Lab::engines().await;
+    let mut doomed = Replica::ready(&lab).await;
+    let _other = Replica::ready(&lab).await;
+    doomed.signal(signal::Signal::SIGKILL);
+    doomed.ended().await;
+    wait_until("an answer", BOUND, async || lab.exec(&["cat"], json!({ "timeout_ms": 5000 })).await.ok()).await;
+}
+
+#[test]
+fn a_process_without_configuration_says_what_it_lacks() {
+    let output = Command::new(env!("CARGO_BIN_EXE_workspace-service")).env_remove("WARREN_NATS_URL").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("WARREN_NATS_URL is not set"), "{said}");
+}
