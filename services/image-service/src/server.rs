@@ -26,7 +26,7 @@ const OPERATIONS_GRACE: Duration = Duration::from_secs(5);
 pub struct Server {
     service: Service,
     engine: Engine,
-    sweeper: JoinHandle<()>,
+    sweeper: JoinHandle<Option<()>>,
     stop: CancellationToken,
 }
 
@@ -50,11 +50,6 @@ impl Server {
         service.ready().await?;
         let stop = CancellationToken::new();
         let sweeper = tokio::spawn(stop.clone().run_until_cancelled_owned(sweeper::run(store, bus)));
-        let sweeper = tokio::spawn(async move {
-            if let Err(error) = sweeper.await {
-                tracing::error!(%error, "the sweeper ended badly");
-            }
-        });
         Ok(Self { service, engine, sweeper, stop })
     }
 

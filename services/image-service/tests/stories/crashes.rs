@@ -1,0 +1,188 @@
+//! The service killed at each recorded step, and started again: what was begun ends, done or undone with nothing left.
+
+use std::{path::PathBuf, process::Stdio, time::Duration};
+
+use contract::{
+    ErrorCode, OperationId,
+    image::Pull,
+    operation::{Cancel, OperationState},
+};
+use futures::{StreamExt, stream};
+use serde_json::json;
+use testkit::{Postgres, wait_until};
+use tokio::process::{Child, Command};
+
+use crate::lab::{BOUND, Lab, count, image_of, registry};
+
+/// How many labs at once: each has a nats-server and a service.
+const AT_ONCE: usize = 4;
+
+/// A lab whose service is a process of its own, which dies at one point.
+struct Crash {
+    lab: Lab,
+    point: &'static str,
+    dir: tempfile::TempDir,
+}
+
+impl Crash {
+    async fn at(point: &'static str) -> Self {
+        Self { lab: Lab::engines().await, point, dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// In a database of its own on a shared PostgreSQL.
+    async fn on(postgres: &Postgres, point: &'static str) -> Self {
+        let url = postgres.create_database(&point.replace(['.', '/'], "_")).await;
+        Self { lab: Lab::on(url).await, point, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.dir.path().join("mark")
+    }
+
+    /// Starts the service, and waits until it answers.
+    async fn start(&self) -> Child {
+        let child = Command::new(env!("CARGO_BIN_EXE_image-service"))
+            .env("WARREN_NATS_URL", &self.lab.config.nats_url)
+            .env("WARREN_DATABASE_URL", &self.lab.config.database_url)
+            .env("WARREN_FAULT", self.point)
+            .env("WARREN_FAULT_MARK", self.mark())
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        wait_until("the service", BOUND, async || self.lab.call::<contract::image::List>(json!({}), None).await.ok())
+            .await;
+        child
+    }
+
+    /// Waits until the service has died at the point, and makes the lease run out at once.
+    async fn died(&self, mut child: Child) {
+        let status = tokio::time::timeout(BOUND, child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("{} was never reached", self.point)).unwrap();
+        assert!(!status.success() && self.mark().exists(), "{}: {status}", self.point);
+        let expire =
+            "update operations.operation set lease_until = now() - interval '1 second' where state = 'running'";
+        self.lab.sql().await.execute(expire, &[]).await.unwrap();
+    }
+
+    async fn cancel_requested(&self, id: OperationId) {
+        let cancel = "update operations.operation set cancel_requested = true where id = $1";
+        self.lab.sql().await.execute(cancel, &[&id.0]).await.unwrap();
+    }
+
+    async fn pull(&self) -> OperationId {
+        let request = json!({ "source": { "registry": registry("debian") }, "name": "debian" });
+        self.lab.call::<Pull>(request, None).await.unwrap().id
+    }
+}
+
+const PULL_POINTS: [&str; 10] = [
+    "image.pull/place/before",
+    "image.pull/place/after",
+    "image.pull/place/recorded",
+    "image.pull/stage/before",
+    "image.pull/stage/after",
+    "image.pull/stage/recorded",
+    "image.pull/publish/before",
+    "image.pull/publish/renamed",
+    "image.pull/publish/after",
+    "image.pull/publish/recorded",
+];
+
+#[tokio::test]
+async fn a_pull_killed_at_each_step_ends_well() {
+    let postgres = &Postgres::start().await;
+    let story = |point| async move {
+        let crash = Crash::on(postgres, point).await;
+        let child = crash.start().await;
+        let id = crash.pull().await;
+        crash.died(child).await;
+        let _child = crash.start().await;
+        let lab = &crash.lab;
+        let ended = lab.ended(id).await;
+        let image = image_of(&ended);
+        assert_eq!(ended.attempts, 2, "{point}");
+        assert_eq!(lab.image("debian").await.unwrap(), image, "{point}");
+        assert_eq!((lab.host.images(), lab.host.staging()), (vec![image.id], vec![]), "{point}");
+        assert_eq!(count(&lab.sql().await, "select count(*) from image.image").await, 1, "{point}");
+        lab.delete("debian").await.unwrap();
+        lab.assert_nothing_left().await;
+    };
+    stream::iter(PULL_POINTS).map(story).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+}
+
+#[tokio::test]
+async fn a_pull_killed_at_each_step_and_cancelled_leaves_nothing() {
+    let postgres = &Postgres::start().await;
+    let story = |point| async move {
+        let crash = Crash::on(postgres, point).await;
+        let child = crash.start().await;
+        let id = crash.pull().await;
+        crash.died(child).await;
+        crash.cancel_requested(id).await;
+        let _child = crash.start().await;
+        let lab = &crash.lab;
+        let ended = lab.ended(id).await;
+        if point == "image.pull/publish/recorded" {
+            // All was done when the cancel came.
+            assert_eq!(ended.state, OperationState::Succeeded, "{point}");
+            lab.delete("debian").await.unwrap();
+        } else {
+            assert_eq!(ended.state, OperationState::Cancelled, "{point}: {ended:?}");
+            assert_eq!(lab.image("debian").await.unwrap_err().code, ErrorCode::NotFound, "{point}");
+        }
+        lab.assert_nothing_left().await;
+    };
+    stream::iter(PULL_POINTS).map(story).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+}
+
+#[tokio::test]
+async fn an_undo_killed_in_the_middle_is_finished() {
+    let crash = Crash::at("image.pull/stage/undone").await;
+    let child = crash.start().await;
+    let source = registry("debian");
+    crash.lab.host.block(&source);
+    let id = crash.pull().await;
+    wait_until("the download", BOUND, async || (crash.lab.host.asked(&source) > 0).then_some(())).await;
+    crash.lab.call::<Cancel>(json!({ "id": id }), None).await.unwrap();
+    crash.died(child).await;
+    let _child = crash.start().await;
+    assert_eq!(crash.lab.ended(id).await.state, OperationState::Cancelled);
+    crash.lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_delete_killed_at_each_point_ends_well() {
+    let points = [
+        "image.delete/delete/before",
+        "image.delete/delete/withdrawn",
+        "image.delete/delete/after",
+        "image.delete/delete/recorded",
+    ];
+    let postgres = &Postgres::start().await;
+    let story = |point| async move {
+        let crash = Crash::on(postgres, point).await;
+        let child = crash.start().await;
+        let lab = &crash.lab;
+        lab.pull(&registry("debian"), "debian").await.unwrap();
+        let request = json!({ "image": "debian" });
+        let id = lab.call::<contract::image::Delete>(request, None).await.unwrap().id;
+        crash.died(child).await;
+        let _child = crash.start().await;
+        assert_eq!(lab.ended(id).await.state, OperationState::Succeeded, "{point}");
+        lab.assert_nothing_left().await;
+    };
+    stream::iter(points).map(story).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+}
+
+#[tokio::test]
+async fn a_service_told_to_stop_ends_in_order() {
+    let crash = Crash::at("nowhere").await;
+    let mut child = crash.start().await;
+    crash.lab.pull(&registry("debian"), "debian").await.unwrap();
+    let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = tokio::time::timeout(Duration::from_secs(15), child.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
+}

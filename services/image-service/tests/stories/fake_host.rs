@@ -1,0 +1,260 @@
+//! Hosts without disks: they remember what they were told, and block or fail on demand.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bus::{Bus, Service};
+use contract::{
+    ApiError, HostId, ImageId, MebiBytes, OperationId,
+    agent::{Fence, ImageDiscard, ImagePublish, ImageRemove, ImageStage, StageStatus, StagedImage},
+    host::{self, Capacity, Empty, Host, HostList, HostState},
+    image::ImageConfig,
+    operation::Progress,
+};
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+
+/// One host of the lab, and its agent.
+pub struct FakeHost {
+    pub id: HostId,
+    inner: Arc<Inner>,
+    _service: Service,
+}
+
+struct Inner {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Sources whose download does not end.
+    blocked: BTreeSet<String>,
+    /// Sources whose download fails, and how.
+    failing: BTreeMap<String, ApiError>,
+    /// Renames do not end.
+    renames_blocked: bool,
+    /// Every command is answered with `unavailable`.
+    away: bool,
+    /// How many were.
+    refused: usize,
+    /// How often each source was asked for.
+    asked: HashMap<String, usize>,
+    renaming: usize,
+    epochs: HashMap<OperationId, i64>,
+    staging: BTreeMap<OperationId, String>,
+    images: BTreeMap<ImageId, StagedImage>,
+}
+
+impl State {
+    /// Whether this command may be carried out.
+    fn admit(&mut self, fence: Fence) -> Result<(), ApiError> {
+        if self.away {
+            self.refused += 1;
+            return Err(ApiError::unavailable("the fake host is away"));
+        }
+        let newest = self.epochs.entry(fence.operation).or_default();
+        if fence.epoch < *newest {
+            return Err(ApiError::aborted("a newer claim was seen"));
+        }
+        *newest = fence.epoch;
+        Ok(())
+    }
+}
+
+/// What every staged image is.
+fn staged(source: &str) -> StagedImage {
+    StagedImage {
+        digest: format!("sha256:{source}"),
+        architecture: "amd64".into(),
+        rootfs_bytes: 1 << 20,
+        config: ImageConfig { cmd: vec!["/bin/sh".into()], ..ImageConfig::default() },
+    }
+}
+
+impl FakeHost {
+    /// Serves the commands about images.
+    pub async fn start(bus: &Bus, id: &str) -> Self {
+        let id: HostId = id.parse().unwrap();
+        let inner = Arc::new(Inner { state: Mutex::default(), changed: Notify::new() });
+        let service = bus.service("host-agent", "0.1.0", "a fake").await.unwrap();
+        let host = inner.clone();
+        let stage = service.serve_agent::<ImageStage, _>(&id, move |_, request| {
+            let host = host.clone();
+            async move { host.stage(request.fence, &request.source.to_string(), request.wait_ms).await }
+        });
+        stage.await.unwrap();
+        let host = inner.clone();
+        let publish = service.serve_agent::<ImagePublish, _>(&id, move |_, request| {
+            let host = host.clone();
+            async move { host.publish(request.fence, request.image).await }
+        });
+        publish.await.unwrap();
+        let host = inner.clone();
+        let discard = service.serve_agent::<ImageDiscard, _>(&id, move |_, request| {
+            let host = host.clone();
+            async move {
+                let mut state = host.state.lock().unwrap();
+                state.admit(request.fence)?;
+                state.staging.remove(&request.fence.operation);
+                Ok(Empty {})
+            }
+        });
+        discard.await.unwrap();
+        let host = inner.clone();
+        let remove = service.serve_agent::<ImageRemove, _>(&id, move |_, request| {
+            let host = host.clone();
+            async move {
+                let mut state = host.state.lock().unwrap();
+                state.admit(request.fence)?;
+                state.images.remove(&request.image);
+                Ok(Empty {})
+            }
+        });
+        remove.await.unwrap();
+        service.ready().await.unwrap();
+        Self { id, inner, _service: service }
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut self.inner.state.lock().unwrap());
+        self.inner.changed.notify_waiters();
+        changed
+    }
+
+    /// From now on the download of this source does not end, until it is released.
+    pub fn block(&self, source: &str) {
+        self.change(|state| state.blocked.insert(source.into()));
+    }
+
+    pub fn release(&self, source: &str) {
+        self.change(|state| state.blocked.remove(source));
+    }
+
+    /// From now on the download of this source fails.
+    pub fn fail(&self, source: &str, error: ApiError) {
+        self.change(|state| state.failing.insert(source.into(), error));
+    }
+
+    pub fn block_renames(&self, blocked: bool) {
+        self.change(|state| state.renames_blocked = blocked);
+    }
+
+    pub fn set_away(&self, away: bool) {
+        self.change(|state| state.away = away);
+    }
+
+    /// How often the download of this source was asked for.
+    pub fn asked(&self, source: &str) -> usize {
+        self.change(|state| state.asked.get(source).copied().unwrap_or(0))
+    }
+
+    /// How many commands were refused while away.
+    pub fn refused(&self) -> usize {
+        self.change(|state| state.refused)
+    }
+
+    /// How many renames are under way.
+    pub fn renaming(&self) -> usize {
+        self.change(|state| state.renaming)
+    }
+
+    pub fn staging(&self) -> Vec<OperationId> {
+        self.change(|state| state.staging.keys().copied().collect())
+    }
+
+    pub fn images(&self) -> Vec<ImageId> {
+        self.change(|state| state.images.keys().copied().collect())
+    }
+}
+
+impl Inner {
+    async fn stage(&self, fence: Fence, source: &str, wait_ms: u64) -> Result<StageStatus, ApiError> {
+        let give_up = tokio::time::Instant::now() + Duration::from_millis(wait_ms);
+        {
+            let mut state = self.state.lock().unwrap();
+            state.admit(fence)?;
+            *state.asked.entry(source.to_owned()).or_default() += 1;
+            if let Some(error) = state.failing.get(source) {
+                return Ok(StageStatus::Failed { error: error.clone() });
+            }
+            state.staging.insert(fence.operation, source.to_owned());
+        }
+        loop {
+            let changed = self.changed.notified();
+            if !self.state.lock().unwrap().blocked.contains(source) {
+                return Ok(StageStatus::Done { image: staged(source) });
+            }
+            if tokio::time::timeout_at(give_up, changed).await.is_err() {
+                let progress = Progress { done: 1, total: 2 };
+                return Ok(StageStatus::Running { phase: "downloading".into(), progress });
+            }
+        }
+    }
+
+    async fn publish(&self, fence: Fence, image: ImageId) -> Result<StagedImage, ApiError> {
+        {
+            let mut state = self.state.lock().unwrap();
+            state.admit(fence)?;
+            state.renaming += 1;
+        }
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.state.lock().unwrap();
+                if !state.renames_blocked {
+                    state.renaming -= 1;
+                    if let Some(source) = state.staging.remove(&fence.operation) {
+                        state.images.insert(image, staged(&source));
+                    }
+                    let published = state.images.get(&image).cloned();
+                    return published.ok_or_else(|| ApiError::not_found("nothing is staged for this operation"));
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+/// The registry of hosts, as vm-lifecycle would serve it.
+pub struct FakeRegistry {
+    hosts: Arc<Mutex<Vec<Host>>>,
+    _service: Service,
+}
+
+impl FakeRegistry {
+    pub async fn start(bus: &Bus) -> Self {
+        let hosts: Arc<Mutex<Vec<Host>>> = Arc::default();
+        let service = bus.service("vm-lifecycle", "0.1.0", "a fake").await.unwrap();
+        let listed = hosts.clone();
+        let list = service.serve::<host::List, _>(move |_, _| {
+            let hosts = listed.lock().unwrap().clone();
+            async move { Ok(HostList { hosts }) }
+        });
+        list.await.unwrap();
+        service.ready().await.unwrap();
+        Self { hosts, _service: service }
+    }
+
+    /// Adds a host with that many MiB of free disk, or changes it.
+    pub fn put(&self, id: &str, state: HostState, disk: u32) {
+        let capacity = |disk| Capacity { cpus: 8, memory: MebiBytes(1024), disk: MebiBytes(disk) };
+        let host = Host {
+            id: id.parse().unwrap(),
+            state,
+            capacity: capacity(disk),
+            allocated: capacity(0),
+            subnet: "10.77.0.0/24".parse().unwrap(),
+            vmm: "fake".into(),
+            version: "0.1.0".into(),
+            vms: 0,
+            last_seen: OffsetDateTime::now_utc(),
+        };
+        let mut hosts = self.hosts.lock().unwrap();
+        hosts.retain(|known| known.id != host.id);
+        hosts.push(host);
+    }
+}

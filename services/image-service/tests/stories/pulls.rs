@@ -1,0 +1,164 @@
+//! Pulls: alone, side by side, and racing for a name.
+
+use contract::{
+    ErrorCode,
+    image::{List, Pull},
+    operation::{Cancel, OperationState},
+};
+use serde_json::json;
+use testkit::wait_until;
+
+use crate::lab::{BOUND, Lab, image_of, registry};
+
+#[tokio::test]
+async fn an_image_is_pulled_shown_listed_and_deleted() {
+    let lab = Lab::start().await;
+    let source = registry("debian");
+    let pulled = lab.pull(&source, "debian").await.unwrap();
+    let steps: Vec<_> = pulled.steps.iter().map(|step| (step.name.as_str(), step.state.as_str())).collect();
+    assert_eq!(steps, [("place", "done"), ("stage", "done"), ("publish", "done")]);
+    let image = image_of(&pulled);
+    assert_eq!((image.name.as_str(), image.source.as_str()), ("debian", source.as_str()));
+    assert_eq!((image.architecture.as_str(), image.rootfs_bytes), ("amd64", 1 << 20));
+    assert_eq!(image.config.cmd, ["/bin/sh"]);
+    assert_eq!(image.hosts, std::slice::from_ref(&lab.host.id));
+    assert_eq!(lab.host.images(), [image.id]);
+    assert_eq!(lab.host.staging(), []);
+    assert_eq!(lab.image("debian").await.unwrap(), image);
+    assert_eq!(lab.image(&image.id.to_string()).await.unwrap(), image);
+
+    lab.pull(&registry("alpine"), "alpine").await.unwrap();
+    lab.pull(&registry("busybox"), "busybox").await.unwrap();
+    let page = lab.call::<List>(json!({ "limit": 2 }), None).await.unwrap();
+    let names = |page: &contract::image::ImageList| page.images.iter().map(|i| i.name.to_string()).collect::<Vec<_>>();
+    assert_eq!((names(&page), page.more), (vec!["alpine".to_owned(), "busybox".to_owned()], true));
+    let page = lab.call::<List>(json!({ "limit": 2, "after": "busybox" }), None).await.unwrap();
+    assert_eq!((names(&page), page.more), (vec!["debian".to_owned()], false));
+
+    for name in ["debian", "alpine", "busybox"] {
+        assert_eq!(lab.delete(name).await.unwrap().result.unwrap()["owed"], json!([]));
+        assert_eq!(lab.image(name).await.unwrap_err().code, ErrorCode::NotFound);
+    }
+    lab.assert_nothing_left().await;
+    let told = ["published", "published", "published", "deleted", "deleted", "deleted"];
+    wait_until("the events", BOUND, async || (lab.events().await == told).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_layout_on_a_chosen_host_is_pulled() {
+    let lab = Lab::start().await;
+    lab.registry.put("h2", contract::host::HostState::Up, 999_999);
+    let source = json!({ "layout": { "path": "/srv/images/debian", "reference": "12" } });
+    let request = json!({ "source": source, "name": "debian", "host": "h1", "wait": true });
+    let image = image_of(&lab.call::<Pull>(request, None).await.unwrap());
+    assert_eq!(image.source, "oci:/srv/images/debian:12");
+    assert_eq!(image.hosts, std::slice::from_ref(&lab.host.id));
+}
+
+#[tokio::test]
+async fn pulls_of_different_images_overlap() {
+    let lab = Lab::start().await;
+    let (slow, quick) = (registry("slow"), registry("quick"));
+    lab.host.block(&slow);
+    let pulling = lab.pulling(&slow, "slow").await;
+    // The second enters its download, and ends, while the first is blocked in its own.
+    image_of(&lab.pull(&quick, "quick").await.unwrap());
+    let shown = wait_until("the progress", BOUND, async || {
+        let operation = lab.operation(pulling).await;
+        (operation.phase == "downloading").then_some(operation)
+    })
+    .await;
+    assert_eq!((shown.state, shown.progress.map(|p| (p.done, p.total))), (OperationState::Running, Some((1, 2))));
+    lab.host.release(&slow);
+    image_of(&lab.ended(pulling).await);
+    assert_eq!(lab.host.images().len(), 2);
+}
+
+#[tokio::test]
+async fn of_two_pulls_racing_to_one_name_one_wins() {
+    let lab = Lab::start().await;
+    let sources = [registry("first"), registry("second")];
+    for source in &sources {
+        lab.host.block(source);
+    }
+    let first = lab.pulling(&sources[0], "debian").await;
+    let second = lab.pulling(&sources[1], "debian").await;
+    // One is held in its rename, with the name's lock in hand; the other waits for that lock.
+    lab.host.block_renames(true);
+    for source in &sources {
+        lab.host.release(source);
+    }
+    wait_until("the winner's rename", BOUND, async || (lab.host.renaming() == 1).then_some(())).await;
+    let sql = lab.sql().await;
+    let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%image.name%'";
+    wait_until("the loser's wait", BOUND, async || (crate::lab::count(&sql, waiting).await == 1).then_some(())).await;
+    assert_eq!(lab.host.renaming(), 1);
+    lab.host.block_renames(false);
+
+    let ends = [lab.ended(first).await, lab.ended(second).await];
+    let (won, lost): (Vec<_>, Vec<_>) = ends.iter().partition(|end| end.state == OperationState::Succeeded);
+    assert_eq!((won.len(), lost.len()), (1, 1));
+    let error = lost[0].error.as_ref().unwrap();
+    assert_eq!((lost[0].state, error.code), (OperationState::Failed, ErrorCode::AlreadyExists));
+    assert!(error.hint.as_ref().unwrap().contains("warren image rm debian"));
+    assert_eq!(lab.image("debian").await.unwrap(), image_of(won[0]));
+    assert_eq!((lab.host.images(), lab.host.staging()), (vec![image_of(won[0]).id], vec![]));
+}
+
+#[tokio::test]
+async fn of_many_pulls_at_once_to_one_name_one_wins() {
+    let lab = Lab::start().await;
+    let source = registry("debian");
+    let pulls = (0..16).map(|_| lab.pull(&source, "debian"));
+    let ends = futures::future::join_all(pulls).await;
+    let (won, lost): (Vec<_>, Vec<_>) = ends.into_iter().partition(Result::is_ok);
+    assert_eq!((won.len(), lost.len()), (1, 15));
+    assert!(lost.into_iter().all(|end| end.unwrap_err().code == ErrorCode::AlreadyExists));
+    assert_eq!((lab.host.images().len(), lab.host.staging().len()), (1, 0));
+    lab.delete("debian").await.unwrap();
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_pull_is_cancelled_in_its_download() {
+    let lab = Lab::start().await;
+    let source = registry("slow");
+    lab.host.block(&source);
+    let id = lab.pulling(&source, "slow").await;
+    lab.call::<Cancel>(json!({ "id": id }), None).await.unwrap();
+    let ended = lab.ended(id).await;
+    assert_eq!((ended.state, ended.error.unwrap().code), (OperationState::Cancelled, ErrorCode::Cancelled));
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn the_same_request_key_is_the_same_operation() {
+    let lab = Lab::start().await;
+    let pull = |name: &str| json!({ "source": { "registry": registry("debian") }, "name": name, "wait": true });
+    let first = lab.call::<Pull>(pull("debian"), Some("a")).await.unwrap();
+    // The name is taken by now, by this very pull.
+    assert_eq!(lab.call::<Pull>(pull("debian"), Some("a")).await.unwrap(), first);
+    assert_eq!(lab.call::<Pull>(pull("other"), Some("a")).await.unwrap_err().code, ErrorCode::InvalidArgument);
+    assert_eq!(lab.call::<Pull>(pull("debian"), Some("b")).await.unwrap_err().code, ErrorCode::AlreadyExists);
+    assert_eq!(lab.host.images().len(), 1);
+
+    let delete = json!({ "image": "debian", "wait": true });
+    let gone = lab.call::<contract::image::Delete>(delete.clone(), Some("c")).await.unwrap();
+    assert_eq!(lab.call::<contract::image::Delete>(delete.clone(), Some("c")).await.unwrap(), gone);
+    let again = lab.call::<contract::image::Delete>(delete, Some("d")).await.unwrap_err();
+    assert_eq!(again.code, ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn a_waiting_request_is_answered_when_its_time_is_up() {
+    let lab = Lab::start().await;
+    let source = registry("slow");
+    lab.host.block(&source);
+    let request = json!({ "source": { "registry": source }, "name": "slow", "wait": true, "timeout_ms": 300 });
+    let error = lab.call::<Pull>(request, None).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::DeadlineExceeded);
+    let id: contract::OperationId = serde_json::from_value(error.details.unwrap()["operation_id"].clone()).unwrap();
+    assert!(!lab.operation(id).await.state.is_final());
+    lab.host.release(&source);
+    image_of(&lab.ended(id).await);
+}
