@@ -1,0 +1,356 @@
+//! The command line: what may be typed, with its help. Values are checked by the commands, so that a bad one is
+//! answered with the same error, in the same format, as a service would answer it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{dev::args::DevCommand, output::Format};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done                          6  resource_exhausted
+   1  internal                      7  aborted, busy
+   2  invalid_argument, usage       8  permission_denied
+   3  not_found                     9  unavailable
+   4  already_exists               10  deadline_exceeded
+   5  failed_precondition          11  cancelled
+ 130  interrupted with Ctrl-C
+`exec` and `ssh` end with the exit code of the command they ran; `ssh` with 255 when it could not connect.
+
+Where the lab is: --nats, else WARREN_NATS_URL, else what a running `warren dev` wrote to
+/run/warren/client.toml (or $XDG_RUNTIME_DIR/warren/client.toml when not root).";
+
+/// Boots microVMs from OCI images and gets you into them.
+#[derive(Debug, Parser)]
+#[command(name = "warren", version, after_help = EXIT_CODES, propagate_version = false, max_term_width = 110)]
+pub struct Cli {
+    /// How to print what is found: a table for people or JSON for programs (errors too, on standard error)
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// How to reach the lab.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to reach the lab.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// NATS of the lab, e.g. nats://127.0.0.1:4222
+    #[arg(long, global = true, env = "WARREN_NATS_URL", value_name = "URL", hide_env_values = true)]
+    pub nats: Option<String>,
+    /// Credentials file for NATS, where it asks for one
+    #[arg(long, global = true, env = "WARREN_NATS_CREDENTIALS", value_name = "FILE", hide_env_values = true)]
+    pub nats_credentials: Option<PathBuf>,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Images: pull, list, show, remove
+    Image {
+        #[command(subcommand)]
+        /// Which.
+        command: ImageCommand,
+    },
+    /// VMs: create, list, show, start, stop, restart, remove, logs
+    Vm {
+        #[command(subcommand)]
+        /// Which.
+        command: VmCommand,
+    },
+    /// Log in to a VM, or run a command in it, with ssh
+    Ssh(SshArgs),
+    /// Run a command in a VM without ssh and without its network
+    Exec(ExecArgs),
+    /// Operations: list, show, wait, watch, cancel
+    Op {
+        #[command(subcommand)]
+        /// Which.
+        command: OpCommand,
+    },
+    /// The lab's hosts
+    Host {
+        #[command(subcommand)]
+        /// Which.
+        command: HostCommand,
+    },
+    /// A whole lab on this machine
+    Dev {
+        #[command(subcommand)]
+        /// Which.
+        command: DevCommand,
+    },
+    /// Print a completion script, e.g. `warren completions bash > /etc/bash_completion.d/warren`
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+    /// Carries ssh's bytes (ProxyCommand of `warren ssh`)
+    #[command(hide = true)]
+    Proxy {
+        /// Id of the VM.
+        vm: String,
+    },
+}
+
+impl Command {
+    /// Whether it runs for long and by itself.
+    pub fn is_service(&self) -> bool {
+        matches!(self, Self::Dev { command: DevCommand::Supervise(_) })
+    }
+}
+
+/// Whether to wait for an operation.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Waiting {
+    /// Print the operation at once instead of waiting for its end
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// `warren image …`
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Pull an image from a registry or an OCI layout directory
+    Pull {
+        /// A registry reference such as 127.0.0.1:5000/debian:12, or with --layout the path of an OCI layout
+        reference: String,
+        /// The name it gets in this lab
+        #[arg(long)]
+        name: String,
+        /// The reference is an OCI layout directory on the host that stages it
+        #[arg(long)]
+        layout: bool,
+        /// Which manifest of the layout, where it holds several
+        #[arg(long, requires = "layout", value_name = "REF")]
+        manifest: Option<String>,
+        /// The host that shall hold it (else the one with most free disk space)
+        #[arg(long)]
+        host: Option<String>,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Show one image
+    Show {
+        /// Name or id
+        image: String,
+    },
+    /// Delete an image that no VM uses
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// Name or id
+        image: String,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+}
+
+/// `warren vm create`
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// The VM's name: 1 to 63 of a-z, 0-9 and '-'
+    pub name: String,
+    /// Name or id of an image, or a registry reference, which is pulled first when it is missing
+    #[arg(long)]
+    pub image: String,
+    /// Virtual CPUs
+    #[arg(long, default_value_t = contract::vm::default_cpus())]
+    pub cpus: u32,
+    /// Memory, e.g. 512M
+    #[arg(long, default_value_t = contract::vm::default_memory().to_string())]
+    pub memory: String,
+    /// Disk, e.g. 2G; never smaller than the image
+    #[arg(long, default_value_t = contract::vm::default_disk().to_string())]
+    pub disk: String,
+    /// The host to run on (else the one with most room among those that hold the image)
+    #[arg(long)]
+    pub host: Option<String>,
+    /// OpenSSH public key that may log in over the network; may be repeated [default: ~/.ssh/*.pub if present]
+    #[arg(long, value_name = "FILE")]
+    pub ssh_key: Vec<PathBuf>,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+/// `warren vm …`
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Create and start a VM
+    Create(CreateArgs),
+    /// List VMs
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<String>,
+        /// Only those on this host
+        #[arg(long)]
+        host: Option<String>,
+    },
+    /// Show one VM
+    Show {
+        /// Name or id
+        vm: String,
+    },
+    /// Start a stopped VM
+    Start {
+        /// Name or id
+        vm: String,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// Stop a VM: its guest powers off
+    Stop {
+        /// Name or id
+        vm: String,
+        /// End it at once, without asking the guest
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// Stop and start a VM
+    Restart {
+        /// Name or id
+        vm: String,
+        /// End it at once, without asking the guest
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// Delete a VM with its disk, running or not
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// Name or id
+        vm: String,
+        /// End it at once, without asking the guest
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// Print a VM's console log
+    Logs {
+        /// Name or id
+        vm: String,
+        /// Go on with what is written from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last so many bytes
+        #[arg(long, value_name = "BYTES")]
+        tail: Option<u64>,
+    },
+}
+
+/// `warren ssh`
+#[derive(Debug, Args)]
+pub struct SshArgs {
+    /// Name or id of the VM
+    pub vm: String,
+    /// The user to log in as
+    #[arg(short = 'l', long, default_value = "root")]
+    pub user: String,
+    /// Another argument for the ssh client, e.g. --ssh-arg=-L8080:localhost:80; may be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub ssh_arg: Vec<String>,
+    /// The command to run instead of a shell
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// `warren exec`
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Name or id of the VM
+    pub vm: String,
+    /// Pass standard input on to the command
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// An environment variable; may be repeated
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User name or uid[:gid]; root when left out
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// `warren op …`
+#[derive(Debug, Subcommand)]
+pub enum OpCommand {
+    /// List operations, newest first
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Only those in this state: queued, running, succeeded, failed, cancelled
+        #[arg(long)]
+        state: Option<String>,
+        /// Only those of this kind, e.g. vm.create
+        #[arg(long)]
+        kind: Option<String>,
+        /// Only those on this resource, e.g. vm:<id>
+        #[arg(long)]
+        resource: Option<String>,
+        /// How many at the most (1 to 500)
+        #[arg(long, default_value_t = contract::operation::default_limit())]
+        limit: u32,
+        /// Only those older than this one
+        #[arg(long, value_name = "ID")]
+        before: Option<String>,
+    },
+    /// Show one operation with its steps
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Wait until an operation has ended; ends with its error's exit code if it failed
+    Wait {
+        /// Its id
+        id: String,
+        /// Give up after so many seconds
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+    },
+    /// Print each change of an operation until it has ended (JSON: a line each)
+    Watch {
+        /// Its id
+        id: String,
+    },
+    /// Cancel an operation: at once while queued, else at its next step
+    Cancel {
+        /// Its id
+        id: String,
+    },
+}
+
+/// `warren host …`
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// List hosts
+    #[command(visible_alias = "list")]
+    Ls,
+}

@@ -1,0 +1,91 @@
+//! The client: calls verbs, and asks again where a reply was lost.
+
+use std::time::Duration;
+
+use bus::{Bus, BusConfig, ByteStream, CallOptions};
+use contract::{
+    ApiError, ErrorCode, SessionId, Verb,
+    workspace::{self, SessionKind},
+};
+use uuid::Uuid;
+
+use crate::{args::Global, failure::Failure, locate};
+
+/// How long to try to reach NATS: longer than its restart, shorter than a person's patience.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a mutating request whose outcome is unknown is asked again.
+const REPEATS: u32 = 3;
+/// The pause before the first repeat; it doubles.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// A connection to a lab.
+#[derive(Clone, Debug)]
+pub struct Client {
+    bus: Bus,
+}
+
+impl Client {
+    /// Connects to the lab the user means.
+    ///
+    /// # Errors
+    /// No lab is known, or its NATS does not answer.
+    pub async fn connect(global: &Global) -> Result<Self, Failure> {
+        let url = locate::nats_url(global)?;
+        let config = BusConfig {
+            credentials: global.nats_credentials.clone(),
+            patience: PATIENCE,
+            ..BusConfig::new(url.clone(), "warren")
+        };
+        let bus = Bus::connect(&config).await.map_err(|error| {
+            ApiError::from(error).hint("is the lab running (`warren dev status`), and is --nats right?")
+        })?;
+        Ok(Self { bus })
+    }
+
+    /// The connection itself.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Asks for something that changes nothing.
+    ///
+    /// # Errors
+    /// What the service answered.
+    pub async fn ask<V: Verb>(&self, request: &V::Request) -> Result<V::Reply, ApiError> {
+        self.bus.call::<V>(request).await
+    }
+
+    /// Asks for a change, under a fresh request id; where the reply is lost it asks again under the same id, which
+    /// gives the first one's effect.
+    ///
+    /// # Errors
+    /// What the service answered, or that nobody answered for the whole time.
+    pub async fn change<V: Verb>(&self, request: &V::Request, timeout: Duration) -> Result<V::Reply, ApiError> {
+        debug_assert!(V::MUTATES);
+        let options = CallOptions { timeout: Some(timeout), request_key: Some(Uuid::now_v7().to_string()) };
+        let mut pause = PAUSE;
+        for _ in 0..REPEATS {
+            match self.bus.call_with::<V>(request, options.clone()).await {
+                Err(error) if matches!(error.code, ErrorCode::DeadlineExceeded | ErrorCode::Unavailable) => {
+                    tracing::debug!(%error, "asked again");
+                }
+                ended => return ended,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        self.bus.call_with::<V>(request, options).await
+    }
+
+    /// Opens a byte stream to a VM.
+    ///
+    /// # Errors
+    /// What the service answered.
+    pub async fn open(&self, vm: &str, kind: SessionKind) -> Result<ByteStream, Failure> {
+        let session = SessionId::new();
+        let stream = ByteStream::open(&self.bus, session).await?;
+        let request = workspace::OpenRequest { vm: vm.to_owned(), session, kind };
+        self.ask::<workspace::Open>(&request).await?;
+        Ok(stream)
+    }
+}

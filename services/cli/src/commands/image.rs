@@ -1,0 +1,126 @@
+//! `warren image …`
+
+use contract::{
+    ApiError, deadline,
+    image::{self, DeleteRequest, Image, ImageList, ImageRef, ImageSource, ListRequest, PullRequest},
+};
+
+use super::{parse, parse_some};
+use crate::{
+    args::{Global, ImageCommand},
+    client::Client,
+    failure::{Failure, Outcome},
+    output::{self, Format},
+    wait,
+};
+
+/// The images of one request for a list.
+const PAGE: u32 = 200;
+
+/// Runs a command about images.
+///
+/// # Errors
+/// What the service answered.
+pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Result<Outcome, Failure> {
+    match command {
+        ImageCommand::Pull { reference, name, layout, manifest, host, waiting } => {
+            let source = source(reference, layout, manifest)?;
+            let (name, host) = (parse(&name)?, parse_some(host.as_deref())?);
+            let request =
+                PullRequest { source, name, host, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
+            let client = Client::connect(global).await?;
+            let operation = client.change::<image::Pull>(&request, deadline::QUICK).await?;
+            let name = request.name.to_string();
+            wait::settle(&client, operation, format, waiting.no_wait, async |_| {
+                let image = client.ask::<image::Get>(&ImageRef { image: name }).await?;
+                let size = indicatif::BinaryBytes(image.rootfs_bytes);
+                output::text(&format!("image {} is here: {} ({size})\n", image.name, image.digest))
+            })
+            .await
+        }
+        ImageCommand::Ls => {
+            let list = all(&Client::connect(global).await?).await?;
+            match format {
+                Format::Json => output::json(&list)?,
+                Format::Table => {
+                    let header = ["NAME", "SIZE", "ARCH", "HOSTS", "AGE", "SOURCE"];
+                    output::table(&header, list.images.iter().map(row).collect())?;
+                }
+            }
+            Ok(Outcome::Done)
+        }
+        ImageCommand::Show { image } => {
+            let image = Client::connect(global).await?.ask::<image::Get>(&ImageRef { image }).await?;
+            match format {
+                Format::Json => output::json(&image)?,
+                Format::Table => show(&image)?,
+            }
+            Ok(Outcome::Done)
+        }
+        ImageCommand::Rm { image, waiting } => {
+            let client = Client::connect(global).await?;
+            let request =
+                DeleteRequest { image: image.clone(), wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
+            let operation = client.change::<image::Delete>(&request, deadline::QUICK).await?;
+            let text = format!("image {} is gone\n", output::clean(&image));
+            wait::settle(&client, operation, format, waiting.no_wait, async |_| output::text(&text)).await
+        }
+    }
+}
+
+fn source(reference: String, layout: bool, manifest: Option<String>) -> Result<ImageSource, ApiError> {
+    if !layout {
+        return Ok(ImageSource::Registry(reference));
+    }
+    let path = std::path::absolute(&reference)
+        .map_err(|error| ApiError::invalid_argument(format!("{reference:?} is no path: {error}")))?;
+    let path = path.into_os_string().into_string();
+    let path = path.map_err(|path| ApiError::invalid_argument(format!("the path {path:?} is not UTF-8")))?;
+    Ok(ImageSource::Layout { path, reference: manifest })
+}
+
+async fn all(client: &Client) -> Result<ImageList, ApiError> {
+    let mut list = ImageList { images: Vec::new(), more: false };
+    loop {
+        let after = list.images.last().map(|image| image.name.clone());
+        let page = client.ask::<image::List>(&ListRequest { limit: PAGE, after }).await?;
+        let empty = page.images.is_empty();
+        list.images.extend(page.images);
+        if !page.more || empty {
+            return Ok(list);
+        }
+    }
+}
+
+fn row(image: &Image) -> Vec<String> {
+    vec![
+        image.name.to_string(),
+        indicatif::BinaryBytes(image.rootfs_bytes).to_string(),
+        image.architecture.clone(),
+        hosts(image),
+        output::age(image.created_at),
+        image.source.clone(),
+    ]
+}
+
+fn hosts(image: &Image) -> String {
+    image.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn show(image: &Image) -> Result<(), Failure> {
+    output::pairs(vec![
+        ("name", image.name.to_string()),
+        ("id", image.id.to_string()),
+        ("digest", image.digest.clone()),
+        ("source", image.source.clone()),
+        ("architecture", image.architecture.clone()),
+        ("size", indicatif::BinaryBytes(image.rootfs_bytes).to_string()),
+        ("hosts", hosts(image)),
+        ("entrypoint", image.config.entrypoint.join(" ")),
+        ("cmd", image.config.cmd.join(" ")),
+        ("env", image.config.env.join("\n")),
+        ("working dir", image.config.working_dir.clone()),
+        ("user", image.config.user.clone()),
+        ("age", output::age(image.created_at)),
+    ])
+}

@@ -1,0 +1,29 @@
+//! One file a noun: the verbs of it, as requests.
+
+pub mod exec;
+pub mod host;
+pub mod image;
+pub mod operation;
+pub mod ssh;
+pub mod vm;
+
+use std::str::FromStr;
+
+use contract::{ApiError, OperationId};
+
+/// Parses what the user typed; its parser says what is wrong with it.
+fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(|error: T::Err| ApiError::invalid_argument(error.to_string()))
+}
+
+/// Parses an optional argument.
+fn parse_some<T: FromStr<Err: std::fmt::Display>>(text: Option<&str>) -> Result<Option<T>, ApiError> {
+    text.map(parse).transpose()
+}
+
+fn operation_id(text: &str) -> Result<OperationId, ApiError> {
+    text.parse().map_err(|_| {
+        ApiError::invalid_argument(format!("{:?} is no operation id", text.chars().take(80).collect::<String>()))
+            .hint("`warren op ls` lists operations with their ids")
+    })
+}
