@@ -42,7 +42,9 @@ impl Server {
         wire.credentials.clone_from(&config.nats_credentials);
         let bus = Bus::connect(&wire).await.context("NATS cannot be used")?;
 
-        let engine = kinds::register(Engine::builder(store.clone(), bus.clone(), worker())).start();
+        // Half of the pool stays for everything that is over in a moment.
+        let publications = config.pool.max_connections / 2;
+        let engine = kinds::register(Engine::builder(store.clone(), bus.clone(), worker()), publications).start();
         let app = Arc::new(App { store: store.clone(), submitter: engine.submitter() });
         let service = bus.service("image-service", env!("CARGO_PKG_VERSION"), "images").await?;
         handlers::serve_all(&service, &app).await?;

@@ -8,8 +8,8 @@ use tokio_postgres::Row;
 
 use super::parsed;
 
-/// How long only the delete itself tries; longer than [`crate::kinds::FILES_PATIENCE`].
-const RESERVED: Duration = Duration::from_secs(40);
+/// How long only the delete itself tries: a little longer than [`crate::kinds::FILES_PATIENCE`]. That both try does no harm.
+const RESERVED: Duration = Duration::from_secs(25);
 
 /// One image's files on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use operations::EngineBuilder;
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
 pub use pull::{Pull, PullOrder};
 
-/// Adds all kinds to an engine.
-pub fn register(engine: EngineBuilder) -> EngineBuilder {
-    engine.kind(Pull).kind(Delete)
+/// Adds all kinds to an engine; at most `publications` keep a database connection while they wait.
+pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
+    engine.kind(Pull::new(publications)).kind(Delete)
 }
 
 /// What operations on this image exclude each other by.

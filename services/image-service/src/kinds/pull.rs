@@ -12,6 +12,7 @@ use contract::{
 use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::{agent, name_taken};
 use crate::{
@@ -24,7 +25,17 @@ use crate::{
 };
 
 /// Pulls an image from a registry or an OCI layout.
-pub struct Pull;
+pub struct Pull {
+    publications: Semaphore,
+}
+
+impl Pull {
+    /// At most this many publications at once in this process: each keeps a database connection while it waits for its
+    /// name or its host, and leases must be renewed and requests answered meanwhile.
+    pub fn new(publications: usize) -> Self {
+        Self { publications: Semaphore::new(publications.max(1)) }
+    }
+}
 
 /// The stored request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -133,8 +144,11 @@ impl Step<Pull> for Publish {
         "publish"
     }
 
-    async fn run(&self, cx: &Context, _: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
+    async fn run(&self, cx: &Context, kind: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
         let (id, name, host) = (order.image_id, &order.pull.name, journal.host()?);
+        let Ok(_turn) = kind.publications.acquire().await else {
+            return Err(StepError::retry(ApiError::unavailable("this worker publishes nothing any more")));
+        };
         let mut client = cx.store().client().await?;
         let held = name_hold(&mut client, name, id).await?;
         let image = match held.holder {

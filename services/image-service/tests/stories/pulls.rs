@@ -109,8 +109,21 @@ async fn of_two_pulls_racing_to_one_name_one_wins() {
 async fn of_many_pulls_at_once_to_one_name_one_wins() {
     let lab = Lab::start().await;
     let source = registry("debian");
-    let pulls = (0..16).map(|_| lab.pull(&source, "debian"));
-    let ends = futures::future::join_all(pulls).await;
+    lab.host.block_renames(true);
+    let pulls = futures::future::join_all((0..16).map(|_| lab.pull(&source, "debian")));
+    let slow_rename = async {
+        let sql = lab.sql().await;
+        let staged = "select count(*) from operations.operation where phase = 'publish'";
+        wait_until("all stagings", BOUND, async || (crate::lab::count(&sql, staged).await == 16).then_some(())).await;
+        // Fifteen wait for the name, or for their turn; the service answers all the same.
+        for _ in 0..4 {
+            let page = lab.call::<List>(json!({}), None).await.unwrap();
+            assert_eq!(page.images, []);
+        }
+        assert_eq!(lab.host.renaming(), 1);
+        lab.host.block_renames(false);
+    };
+    let (ends, ()) = tokio::join!(pulls, slow_rename);
     let (won, lost): (Vec<_>, Vec<_>) = ends.into_iter().partition(Result::is_ok);
     assert_eq!((won.len(), lost.len()), (1, 15));
     assert!(lost.into_iter().all(|end| end.unwrap_err().code == ErrorCode::AlreadyExists));
