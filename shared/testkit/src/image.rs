@@ -46,6 +46,18 @@ impl Layer {
         Self { packing, ..Self::default() }
     }
 
+    /// A layer of a whole tar archive, packed with gzip.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn from_tar(path: &Path) -> io::Result<Self> {
+        let mut bytes = fs::read(path)?;
+        // What ends an archive is written again by `finish`.
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| (last + 1).next_multiple_of(512));
+        bytes.truncate(end);
+        Ok(Self { tar: Builder::new(bytes), packing: Packing::Gzip })
+    }
+
     /// Adds a file.
     #[must_use]
     pub fn file(mut self, path: &str, mode: u32, content: &[u8]) -> Self {

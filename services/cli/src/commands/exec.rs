@@ -80,7 +80,10 @@ fn command(args: &ExecArgs) -> Result<Command, ApiError> {
     }
     let mut env = args.env.clone();
     let names_term = env.iter().any(|pair| pair.starts_with("TERM="));
-    if args.tty && !names_term && let Ok(term) = std::env::var("TERM") {
+    if args.tty
+        && !names_term
+        && let Ok(term) = std::env::var("TERM")
+    {
         env.push(format!("TERM={term}"));
     }
     Ok(Command {
@@ -113,7 +116,8 @@ async fn send(mut writer: WriteHalf<ByteStream>, mut queue: mpsc::Receiver<Frame
 async fn read_input(interactive: bool, frames: mpsc::Sender<Frame>) {
     let mut input = tokio::io::stdin();
     let mut buffer = vec![0; 32 * 1024];
-    while interactive {
+    let mut open = interactive;
+    while open {
         let n = match input.read(&mut buffer).await {
             Ok(n) => n,
             Err(error) => {
@@ -121,10 +125,8 @@ async fn read_input(interactive: bool, frames: mpsc::Sender<Frame>) {
                 0
             }
         };
-        if n == 0 {
-            break;
-        }
-        if frames.send(Frame::Stdin(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+        open = n > 0;
+        if open && frames.send(Frame::Stdin(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
             return;
         }
     }

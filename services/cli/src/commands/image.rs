@@ -26,8 +26,7 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
         ImageCommand::Pull { reference, name, layout, manifest, host, waiting } => {
             let source = source(reference, layout, manifest)?;
             let (name, host) = (parse(&name)?, parse_some(host.as_deref())?);
-            let request =
-                PullRequest { source, name, host, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
+            let request = PullRequest { source, name, host, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
             let client = Client::connect(global).await?;
             let operation = client.change::<image::Pull>(&request, deadline::QUICK).await?;
             let name = request.name.to_string();
@@ -59,8 +58,7 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
         }
         ImageCommand::Rm { image, waiting } => {
             let client = Client::connect(global).await?;
-            let request =
-                DeleteRequest { image: image.clone(), wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
+            let request = DeleteRequest { image: image.clone(), wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
             let operation = client.change::<image::Delete>(&request, deadline::QUICK).await?;
             let text = format!("image {} is gone\n", output::clean(&image));
             wait::settle(&client, operation, format, waiting.no_wait, async |_| output::text(&text)).await

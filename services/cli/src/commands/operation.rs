@@ -109,9 +109,7 @@ fn print(operation: &Operation, format: Format) -> Result<(), Failure> {
         return output::json(operation);
     }
     let optional = |value: &Option<serde_json::Value>| value.as_ref().map(ToString::to_string).unwrap_or_default();
-    let steps = operation.steps.iter().map(|step| {
-        format!("{} {} {} ago", step.name, step.state, output::age(step.at))
-    });
+    let steps = operation.steps.iter().map(|step| format!("{} {} {} ago", step.name, step.state, output::age(step.at)));
     let cancelling = operation.cancel_requested && !operation.state.is_final();
     output::pairs(vec![
         ("id", operation.id.to_string()),

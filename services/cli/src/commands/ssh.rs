@@ -31,7 +31,9 @@ pub async fn run(global: &Global, args: SshArgs) -> Result<Outcome, Failure> {
     let vm = Client::connect(global).await?.ask::<vm::Get>(&VmRef { vm: args.vm.clone() }).await?;
     if vm.state != VmState::Running {
         let message = format!("{} is {}, not running", vm.name, vm.state.as_str());
-        return Err(ApiError::failed_precondition(message).hint(format!("`warren vm start {}` starts it", vm.name)).into());
+        return Err(ApiError::failed_precondition(message)
+            .hint(format!("`warren vm start {}` starts it", vm.name))
+            .into());
     }
     let key = vm.ssh_host_key.as_deref().ok_or_else(|| {
         ApiError::failed_precondition(format!("{} has no ssh host key yet", vm.name)).hint("has its create ended?")
@@ -108,7 +110,9 @@ fn config_word(path: &Path) -> Result<String, ApiError> {
 fn write_known_host(vm: &Vm, key: &str) -> io::Result<PathBuf> {
     let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(std::env::var_os("HOME").ok_or_else(|| io::Error::other("HOME is not set"))?).join(".cache"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").ok_or_else(|| io::Error::other("HOME is not set"))?).join(".cache")
+        }
     };
     let dir = cache.join("warren/known_hosts");
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;

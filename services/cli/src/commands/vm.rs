@@ -33,7 +33,8 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
         VmCommand::Create(args) => create(global, format, args).await,
         VmCommand::Ls { state, host } => {
             let (state, host) = (parse_some(state.as_deref())?, parse_some(host.as_deref())?);
-            let list = all(&Client::connect(global).await?, ListRequest { state, host, limit: PAGE, after: None }).await?;
+            let list =
+                all(&Client::connect(global).await?, ListRequest { state, host, limit: PAGE, after: None }).await?;
             match format {
                 Format::Json => output::json(&list)?,
                 Format::Table => {
@@ -99,8 +100,9 @@ fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, ApiError> {
     }
     let mut keys = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| ApiError::invalid_argument(format!("the key {} cannot be read: {error}", file.display())))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            ApiError::invalid_argument(format!("the key {} cannot be read: {error}", file.display()))
+        })?;
         if text.contains("PRIVATE KEY") {
             let message = format!("{} is a private key", file.display());
             return Err(ApiError::invalid_argument(message).hint("name the public one, which ends in .pub"));

@@ -118,12 +118,10 @@ impl GuestFiles {
             }
             found
         };
-        let kernel = find(&args.kernel, "the guests' kernel", "--kernel", |dir| {
-            newest(&dir.join("kernel/boot"), "vmlinu")
-        });
-        let modules = find(&args.modules, "the kernel's modules", "--modules", |dir| {
-            newest(&dir.join("kernel/lib/modules"), "")
-        });
+        let kernel =
+            find(&args.kernel, "the guests' kernel", "--kernel", |dir| newest(&dir.join("kernel/boot"), "vmlinu"));
+        let modules =
+            find(&args.modules, "the kernel's modules", "--modules", |dir| newest(&dir.join("kernel/lib/modules"), ""));
         let agent = find(&args.guest_agent, "the static guest-agent", "--guest-agent", |dir| {
             Some(dir.join("guest-agent")).filter(|path| path.is_file())
         });

@@ -70,9 +70,9 @@ impl Content {
     pub fn read(layout: &Layout) -> Result<Option<Self>, ApiError> {
         let path = layout.board();
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-                ApiError::failed_precondition(format!("{} cannot be read: {error}", path.display()))
-            }),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|error| ApiError::failed_precondition(format!("{} cannot be read: {error}", path.display()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(layout::at(&path, "read", &error)),
         }

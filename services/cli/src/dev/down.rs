@@ -83,7 +83,9 @@ async fn end(layout: &Layout, plan: &Plan, line: &mut Line, said: &mut Vec<Strin
         line.say(&format!("ending the VMs of host {id}"));
         if !supervisor::clean_up(layout, plan, &id).await {
             let message = format!("host {id} could not be cleaned up; its VMs may still run");
-            return Err(ApiError::internal(message).hint("the messages above say why; run `warren dev down` again").into());
+            return Err(ApiError::internal(message)
+                .hint("the messages above say why; run `warren dev down` again")
+                .into());
         }
     }
     supervisor::end_left_overs(&only(&engines)).await;
@@ -119,7 +121,9 @@ async fn end_supervised(layout: &Layout, board: &Content, line: &mut Line) -> Re
 fn confirm(layout: &Layout) -> Result<(), ApiError> {
     let what = format!("{} with all images, disks and logs", layout.dir().display());
     if !io::stdin().is_terminal() {
-        return Err(ApiError::invalid_argument(format!("nobody can be asked whether to remove {what}")).hint("add --yes"));
+        return Err(
+            ApiError::invalid_argument(format!("nobody can be asked whether to remove {what}")).hint("add --yes")
+        );
     }
     let unheard = |error: io::Error| ApiError::internal(format!("the terminal cannot be used: {error}"));
     eprint!("Remove {what}? [y/N] ");

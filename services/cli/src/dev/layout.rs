@@ -134,7 +134,9 @@ pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()
         file.sync_all()?;
         std::fs::rename(&fresh, path)
     })();
-    if written.is_err() && let Err(error) = std::fs::remove_file(&fresh) {
+    if written.is_err()
+        && let Err(error) = std::fs::remove_file(&fresh)
+    {
         tracing::debug!(%error, "a half written file stays");
     }
     written

@@ -142,6 +142,7 @@ fn nats_port(before: Option<u16>) -> Result<u16, ApiError> {
     let wanted = [before.unwrap_or(NATS_PORT), NATS_PORT, 0];
     let found = wanted.into_iter().find_map(|port| bind(port).ok());
     found.map(|address| address.port()).ok_or_else(|| {
-        ApiError::new(ErrorCode::ResourceExhausted, "no TCP port is free on 127.0.0.1").hint("is the loopback interface up?")
+        ApiError::new(ErrorCode::ResourceExhausted, "no TCP port is free on 127.0.0.1")
+            .hint("is the loopback interface up?")
     })
 }

@@ -165,11 +165,7 @@ pub async fn ensure_database(layout: &Layout) -> Result<(), ApiError> {
 
 /// Whether the lab's PostgreSQL answers.
 pub async fn answers(url: &str) -> bool {
-    let config = StoreConfig {
-        max_connections: 1,
-        wait: Duration::from_secs(2),
-        patience: Duration::from_millis(100),
-    };
+    let config = StoreConfig { max_connections: 1, wait: Duration::from_secs(2), patience: Duration::from_millis(100) };
     Store::connect(url, config).await.is_ok()
 }
 

@@ -135,12 +135,11 @@ pub async fn push(args: PushImageArgs) -> Result<Outcome, Failure> {
 
     let client = Client::new(ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() });
     let refused = |error| ApiError::unavailable(format!("{reference} cannot be pushed: {error}"));
-    client
-        .store_auth_if_needed(reference.resolve_registry(), &RegistryAuth::Anonymous)
-        .await;
+    client.store_auth_if_needed(reference.resolve_registry(), &RegistryAuth::Anonymous).await;
     if !client.blob_exists(&reference, &layer.digest).await.map_err(refused)? {
         let stream = ReaderStream::with_capacity(tokio::fs::File::from_std(copy), 1 << 20);
-        let stream = futures::StreamExt::map(stream, |chunk| chunk.map_err(oci_client::errors::OciDistributionError::from));
+        let stream =
+            futures::StreamExt::map(stream, |chunk| chunk.map_err(oci_client::errors::OciDistributionError::from));
         client.push_blob_stream(&reference, stream, &layer.digest, Some(layer.size)).await.map_err(refused)?;
     }
     let config_digest = Blob::of(&config).digest;

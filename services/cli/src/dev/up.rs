@@ -160,7 +160,8 @@ async fn upgrade(layout: &Layout, plan: &Plan, board: &Content, line: &mut Line)
 async fn wait_ready(layout: &Layout, plan: &Plan, line: &mut Line) -> Result<(), ApiError> {
     let give_up = Instant::now() + READY;
     loop {
-        let board = Content::read(layout)?.ok_or_else(|| failed_to_start(layout, "the supervisor's status has gone"))?;
+        let board =
+            Content::read(layout)?.ok_or_else(|| failed_to_start(layout, "the supervisor's status has gone"))?;
         match &board.state {
             Phase::Failed { why } => return Err(failed_to_start(layout, why)),
             Phase::Stopping { .. } | Phase::Stopped => {

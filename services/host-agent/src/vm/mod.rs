@@ -46,7 +46,7 @@ pub struct Deps {
 
 /// A command to a VM's task.
 enum Command {
-    Provision(ProvisionRequest, oneshot::Sender<Result<Provisioned, ApiError>>),
+    Provision(Box<ProvisionRequest>, oneshot::Sender<Result<Provisioned, ApiError>>),
     Boot(Fence, oneshot::Sender<Result<(), ApiError>>),
     /// Only checks the fence, for commands that then watch.
     Admit(Fence, oneshot::Sender<Result<(), ApiError>>),
@@ -118,7 +118,7 @@ impl Vms {
     /// A stale epoch, an unknown image, a full disk.
     pub async fn provision(&self, request: ProvisionRequest) -> Result<Provisioned, ApiError> {
         let vm = request.spec.id;
-        Ok(self.send(vm, |answer| Command::Provision(request.clone(), answer)).await?.0)
+        Ok(self.send(vm, |answer| Command::Provision(Box::new(request.clone()), answer)).await?.0)
     }
 
     /// Starts a VM's VMM; one that runs already is fine.

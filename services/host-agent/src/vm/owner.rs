@@ -159,7 +159,7 @@ impl Owner {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Provision(request, answer) => {
-                let outcome = self.provision(request).await;
+                let outcome = self.provision(*request).await;
                 self.show();
                 reply(answer, outcome);
             }
