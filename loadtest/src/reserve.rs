@@ -11,7 +11,7 @@ use clap::Args;
 use contract::{ApiError, HostId, ImageId, MebiBytes, Verb, VmId, deadline};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use store::{Store, StoreConfig};
+use store::Store;
 use testkit::{Nats, Postgres};
 use uuid::Uuid;
 use vm_lifecycle::db::reservation::{Claim, Reservations};
@@ -208,7 +208,7 @@ impl Verb for Reserve {
 }
 
 async fn service(options: &Options, nats_url: &str, template: &Template, url: &str) -> anyhow::Result<Run> {
-    let mut pool = StoreConfig::default();
+    let mut pool = vm_lifecycle::config::pool();
     if let Some(connections) = options.connections {
         pool.max_connections = connections.into();
     }

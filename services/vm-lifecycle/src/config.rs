@@ -63,10 +63,18 @@ impl Config {
                 host_prefix,
                 domain,
                 address_rest: Duration::from_secs(rest.into()),
-                pool: StoreConfig::default(),
+                pool: pool(),
             })
         })
     }
+}
+
+/// This service's pool: eight connections a core, twice the usual. A reservation mostly waits for its commit to reach the
+/// disk, and commits that wait together are written together: measured on two cores with 32 clients
+/// (`loadtest reserve`), 8 connections reach 63 % of the bare SQL's rate, 16 reach 81 %, 34 reach 90 %.
+pub fn pool() -> StoreConfig {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    StoreConfig { max_connections: (8 * cores).clamp(8, 32), ..StoreConfig::default() }
 }
 
 fn network_problem(network: Ipv4Net, host_prefix: u8) -> Option<String> {

@@ -64,7 +64,7 @@ impl Lab {
             host_prefix: 24,
             domain: "warren".into(),
             address_rest: Duration::from_secs(60),
-            pool: store::StoreConfig::default(),
+            pool: vm_lifecycle::config::pool(),
         };
         change(&mut config);
         let store = store::Store::connect(&config.database_url, config.pool).await.unwrap();
