@@ -204,7 +204,7 @@ impl Lab {
     /// Runs the CLI against this lab.
     pub async fn warren(&self, args: &[&str]) -> Output {
         let mut command = tokio::process::Command::new(self.bins.join("warren"));
-        command.args(args).env("WARREN_NATS_URL", self.nats.url()).env("HOME", self.dir.path()).kill_on_drop(true);
+        command.args(args).envs(&self.env).env("HOME", self.dir.path()).kill_on_drop(true);
         command.stdin(Stdio::null()).output().await.expect("the CLI starts")
     }
 
