@@ -1,5 +1,6 @@
 //! Load on a lab, and benchmarks of its parts beside the bare engines they stand on.
 
+pub mod boot;
 pub mod create;
 mod database;
 mod latency;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use loadtest::{create, reserve};
+use loadtest::{boot, create, reserve};
 use runtime::telemetry;
 
 /// Load on a lab, and benchmarks of its parts.
@@ -31,6 +31,8 @@ enum Scenario {
     Reserve(reserve::Options),
     /// Whole creates on a running lab, from the request to `running`; deletes the VMs afterwards.
     Create(create::Options),
+    /// One create after the other in a lab of its own, beside a bare QEMU with the same kernel and image.
+    Boot(boot::Options),
 }
 
 #[tokio::main]
@@ -55,6 +57,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         }
         Scenario::Create(options) => {
             let report = create::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+        Scenario::Boot(options) => {
+            let report = boot::run(&options).await?;
             (report.table(), serde_json::to_string_pretty(&report)?, report.good())
         }
     };

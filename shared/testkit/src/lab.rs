@@ -87,18 +87,22 @@ fn guest_files() -> Result<GuestFiles, String> {
     })
 }
 
-/// The directory of this workspace's binaries: the one above the test's own `deps`.
+/// The directory of this workspace's binaries: the test's own, or the one above its `deps`.
+///
+/// # Errors
+/// Some are not built.
 pub fn binaries() -> io::Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let dir = own.ancestors().nth(2).unwrap_or(Path::new("/"));
-    let missing = ["warren", "host-agent"].iter().chain(&SERVICES).find(|name| !dir.join(name).exists());
-    match missing {
-        None => Ok(dir.to_owned()),
-        Some(name) => Err(io::Error::other(format!(
-            "{} is not built: run `cargo build --workspace` first (deploy/check does)",
-            dir.join(name).display()
-        ))),
-    }
+    let all = || ["warren", "host-agent"].into_iter().chain(SERVICES);
+    let complete = |dir: &&Path| all().all(|name| dir.join(name).is_file());
+    own.ancestors().skip(1).take(2).find(complete).map(Path::to_owned).ok_or_else(|| {
+        let names: Vec<_> = all().collect();
+        io::Error::other(format!(
+            "{} must stand beside {}: run `cargo build --workspace` first (deploy/check does)",
+            names.join(", "),
+            own.display()
+        ))
+    })
 }
 
 impl Lab {
