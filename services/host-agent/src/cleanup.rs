@@ -1,48 +1,65 @@
-//! `host-agent --cleanup`: ends every VM of a state directory and removes the lab's network, for `warren dev down`
-//! and for taking a host out of a lab. Images stay.
+//! `host-agent --cleanup`: powers off every VM of a state directory and removes the lab's network, for `warren dev down`
+//! and for taking a host out of a lab. Images and VMs' disks stay; unfinished stagings go.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use contract::VmId;
+use contract::{VmId, guest::Request};
+use futures::future::try_join_all;
 use nix::sys::signal::Signal;
 
-use crate::{config::Config, files, net::Lab, vmm::process::Process};
+use crate::{
+    config::Config,
+    files,
+    guest::Guest,
+    handles::VmDirs,
+    net::Lab,
+    vmm::{names, process::Process},
+};
 
-/// How long a killed VMM may take to be gone.
-const BOUND: Duration = Duration::from_secs(10);
+/// How long guests get to power off, all at once.
+const POWER_OFF: Duration = Duration::from_secs(15);
+/// How long a VMM gets after SIGTERM, and again after SIGKILL.
+const END: Duration = Duration::from_secs(5);
 
-/// Removes everything transient of this host.
+/// Ends and removes everything transient of this host. The agent must not run.
 ///
 /// # Errors
 /// A VMM does not end, or something cannot be removed.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
-    let vms = config.state_dir.join("vms");
-    for dir in files::subdirectories(&vms)? {
-        let Some(vm) = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<VmId>().ok()) else {
-            continue;
-        };
-        end(vm).await?;
-        files::remove_dir(&dir).with_context(|| format!("{} cannot be removed", dir.display()))?;
-    }
+    let dirs = VmDirs::open(&config.state_dir)?;
+    let vms: Vec<_> = dirs.all()?.into_iter().map(|(vm, _)| vm).collect();
+    try_join_all(vms.into_iter().map(|vm| end(&dirs, vm))).await?;
     for dir in files::subdirectories(&config.state_dir.join("staging"))? {
         files::remove_dir(&dir)?;
     }
-    remove_empty(&vms.join(".tombstones"))?;
     let lab = Lab::new(&config.host, config.uplink);
     tokio::task::spawn_blocking(move || lab.remove()).await?.context("the lab's network cannot be removed")
 }
 
-async fn end(vm: VmId) -> anyhow::Result<()> {
-    while let Some(process) = Process::find(vm) {
-        process.signal(Signal::SIGKILL);
-        tokio::time::timeout(BOUND, process.wait()).await.with_context(|| format!("the VMM of {vm} does not end"))?;
+async fn end(dirs: &VmDirs, vm: VmId) -> anyhow::Result<()> {
+    let Some(process) = Process::find(vm) else { return Ok(()) };
+    // Said before it is done, so that the next agent takes it for what it is.
+    if let Some(mut handles) = dirs.load(vm)?
+        && let Some(vmm) = &mut handles.vmm
+    {
+        vmm.stop_wanted = true;
+        dirs.save(&handles)?;
     }
-    Ok(())
-}
-
-fn remove_empty(dir: &Path) -> anyhow::Result<()> {
-    files::remove_dir(dir)?;
-    fs::create_dir_all(dir)?;
-    Ok(())
+    let guest = Guest::connect(dirs.dir(vm), names::CHANNEL);
+    let polite = async {
+        // The stream is kept open until the guest is off.
+        let _stream = guest.ask(&Request::PowerOff).await;
+        process.wait().await
+    };
+    if tokio::time::timeout(POWER_OFF, polite).await.is_ok() {
+        return Ok(());
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        process.signal(signal);
+        if tokio::time::timeout(END, process.wait()).await.is_ok() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the VMM of {vm} does not end")
 }

@@ -8,7 +8,7 @@ use runtime::{shutdown, telemetry};
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// End this host's VMs and remove its network and VM directories, then exit. Images stay.
+    /// Power off this host's VMs and remove its network, then exit. Images and disks stay.
     #[arg(long)]
     cleanup: bool,
 }
