@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use store::{Store, StoreError, outbox};
 use time::OffsetDateTime;
 use tokio_postgres::Row;
+use tokio_util::sync::CancellationToken;
 
 /// An operation in a worker's hands.
 #[derive(Clone, Debug)]
@@ -192,7 +193,8 @@ impl Claim {
         Ok(Fenced::Written)
     }
 
-    /// Records a step with the journal as it is after it.
+    /// Records a step with the journal as it is after it. A cancel asked for by then is seen here, so that the next
+    /// step is not begun whatever became of the message that told of it.
     pub(crate) async fn record_step(
         &self,
         store: &Store,
@@ -200,25 +202,31 @@ impl Claim {
         name: &str,
         next: &str,
         journal: &Value,
+        cancel: &CancellationToken,
     ) -> Result<Fenced, StoreError> {
         let event =
             json!({ "kind": self.kind, "resource": self.resource, "state": "running", "phase": next, "done": name });
         let query = "with mine as ( \
                 update operations.operation set journal = $6, phase = $7, progress = null \
-                where id = $1 and worker = $2 and epoch = $3 and state = 'running' returning id, traceparent), \
+                where id = $1 and worker = $2 and epoch = $3 and state = 'running' \
+                returning id, traceparent, cancel_requested), \
              step as ( \
                 insert into operations.step (operation_id, seq, name, state) select id, $4, $5, 'done' from mine \
                 on conflict (operation_id, name) do update set state = 'done', at = clock_timestamp()), \
              told as ( \
                 insert into operations.outbox (subject, data, traceparent) \
                 select 'warren.event.operation.' || id || '.phase', $8, traceparent from mine) \
-             select id from mine";
+             select cancel_requested from mine";
         let client = store.client().await?;
         let statement = client.prepare_cached(query).await?;
         let row = client
             .query_opt(&statement, &[&self.id.0, &self.worker, &self.epoch, &seq, &name, journal, &next, &event])
             .await?;
-        Ok(if row.is_some() { Fenced::Written } else { Fenced::LeaseLost })
+        let Some(row) = row else { return Ok(Fenced::LeaseLost) };
+        if row.get(0) {
+            cancel.cancel();
+        }
+        Ok(Fenced::Written)
     }
 
     /// Records that a step was undone, or is owed.

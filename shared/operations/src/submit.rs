@@ -52,16 +52,22 @@ impl Submitted {
 /// # Errors
 /// `invalid_argument` when the key was used with another request; or the database is not there.
 pub async fn submit(client: &impl GenericClient, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {
+    // The row and its event in one statement, so that neither is ever without the other, in a transaction or not.
     let insert = client
         .prepare_cached(
-            "insert into operations.operation \
-             (id, kind, resource, request, request_key, request_digest, traceparent, deadline_at) \
-             values ($1, $2, $3, $4, $5, $6, $7, now() + $8 * interval '1 second') \
-             on conflict (kind, request_key) where request_key is not null do nothing",
+            "with accepted as ( \
+                insert into operations.operation \
+                (id, kind, resource, request, request_key, request_digest, traceparent, deadline_at) \
+                values ($1, $2, $3, $4, $5, $6, $7, now() + $8 * interval '1 second') \
+                on conflict (kind, request_key) where request_key is not null do nothing \
+                returning id, kind, resource, state, traceparent) \
+             insert into operations.outbox (subject, data, traceparent) \
+             select $9, jsonb_build_object('kind', kind, 'resource', resource, 'state', state), traceparent \
+             from accepted",
         )
         .await
         .map_err(StoreError::from)?;
-    let inserted = client
+    let accepted = client
         .execute(
             &insert,
             &[
@@ -73,13 +79,12 @@ pub async fn submit(client: &impl GenericClient, new: &NewOperation<'_>) -> Resu
                 &new.request_digest,
                 &new.traceparent,
                 &new.deadline.as_secs_f64(),
+                &subject::event("operation", new.id, "queued"),
             ],
         )
         .await
         .map_err(StoreError::from)?;
-    if inserted == 1 {
-        let event = json!({ "kind": new.kind, "resource": new.resource, "state": "queued" });
-        outbox::push(client, &subject::event("operation", new.id, "queued"), &event).await?;
+    if accepted == 1 {
         return Ok(Submitted::New(new.id));
     }
     replayed(client, new).await

@@ -67,7 +67,8 @@ impl<K: Kind> Runner for KindRunner<K> {
             let _renewal = renew(&cx);
             match self.begin(&claim, cx.clone()) {
                 Ok(work) => work.drive().await,
-                Err(error) => end(&cx, &End::Failed { error, owed: false }).await,
+                // What was done is owed to a worker that can read it: giving it up would leak.
+                Err(error) => end(&cx, &End::Failed { error, owed: !claim.done.is_empty() }).await,
             }
         };
         work.instrument(span).await;
@@ -174,8 +175,10 @@ impl<K: Kind> Work<'_, K> {
         })?;
         let (seq, name) = (sequence(n), self.steps[n].name());
         let next = next.map_or("finish", |next| self.steps[next].name());
-        let journal = &journal;
-        self.write(|claim, store| async move { claim.record_step(&store, seq, name, next, journal).await }).await?;
+        let (journal, cancel) = (&journal, &self.cx.cancel);
+        let recorded =
+            |claim: Arc<Claim>, store| async move { claim.record_step(&store, seq, name, next, journal, cancel).await };
+        self.write(recorded).await?;
         self.told().await;
         Ok(())
     }

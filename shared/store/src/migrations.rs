@@ -37,9 +37,15 @@ async fn run(client: &mut crate::Client) -> Result<(), StoreError> {
             applied.version()
         )));
     }
-    let report = runner.run_async(client).await.map_err(|error| StoreError::Schema(error.to_string()))?;
+    let report = runner.run_async(client).await.map_err(|error| StoreError::Schema(with_causes(&error)))?;
     for migration in report.applied_migrations() {
         tracing::info!(migration = %migration, "schema migrated");
     }
     Ok(())
+}
+
+/// An error with its causes, as the migrator's own text leaves the database's out.
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
