@@ -6,14 +6,20 @@
 mkdir -p "$WARREN_LOG_DIR"
 
 # step TITLE COMMAND…: runs a command with its output in a log, prints one line with the seconds it took, and shows
-# the log's end when it fails.
+# the log's end when it fails. Never call it before `||` or `&&`, or in an `if`: errexit would be off within the command.
 step() {
   local title=$1 log began code=0
   shift
   log="$WARREN_LOG_DIR/$(tr -c 'a-z0-9\n' - <<<"${title,,}").log"
   began=$SECONDS
   if [ -t 1 ]; then printf '  … %s' "$title"; fi
-  "$@" >"$log" 2>&1 || code=$?
+  set +e
+  (
+    set -e
+    "$@"
+  ) >"$log" 2>&1
+  code=$?
+  set -e
   if [ -t 1 ]; then printf '\r\033[K'; fi
   if [ "$code" -eq 0 ]; then
     printf '  ok %s (%d s)\n' "$title" "$((SECONDS - began))"
@@ -49,14 +55,39 @@ need_packages() {
   return "$code"
 }
 
-# need_rust: the toolchain, from the distribution's rustup where there is none.
+# The oldest Rust that builds this workspace (rust-version in Cargo.toml).
+rust_wanted=1.95
+
+rust_is_new_enough() {
+  local found
+  found=$(cargo --version 2>/dev/null | awk '{print $2}')
+  [ -n "$found" ] && [ "$(printf '%s\n%s\n' "$rust_wanted" "$found" | sort -V | head -n 1)" = "$rust_wanted" ]
+}
+
+# find_rust: puts a toolchain that sudo hid on the PATH: root's own, or that of who called sudo.
+find_rust() {
+  local home
+  for home in "$HOME" "$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)"; do
+    rust_is_new_enough && return 0
+    if [ -x "$home/.cargo/bin/cargo" ]; then
+      export PATH="$home/.cargo/bin:$PATH"
+      if [ -d "$home/.rustup" ]; then export RUSTUP_HOME="$home/.rustup"; fi
+    fi
+  done
+  rust_is_new_enough
+}
+
+# need_rust: a toolchain from rustup where there is none: the distribution's where it has one (Debian 13), else the
+# Rust project's installer.
 need_rust() {
-  command -v cargo >/dev/null && return 0
+  rust_is_new_enough && return 0
+  unset RUSTUP_HOME
   if apt-cache show rustup >/dev/null 2>&1; then
-    need_packages rustup && rustup default stable && return 0
-  fi
-  echo 'cargo is missing: install Rust 1.95 or newer and run this again'
-  return 1
+    need_packages rustup && rustup default stable
+  else
+    need_packages curl ca-certificates &&
+      curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy -c rustfmt
+  fi || { echo "Rust $rust_wanted or newer cannot be installed; install it and run this again" && return 1; }
 }
 
 # prepare_kernel DIR: the distribution's cloud kernel, unpacked and not installed on this machine.
