@@ -10,6 +10,8 @@ mod claim;
 mod context;
 mod engine;
 mod kind;
+#[cfg(test)]
+mod model;
 mod record;
 mod relay;
 mod submit;
