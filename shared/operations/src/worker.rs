@@ -54,6 +54,7 @@ impl<K: Kind> Runner for KindRunner<K> {
             operation.id = %claim.id,
             operation.resource = %claim.resource,
             operation.epoch = claim.epoch,
+            otel.status_code = tracing::field::Empty,
         );
         runtime::telemetry::continue_trace(&span, claim.traceparent.as_deref());
         let id = claim.id;
@@ -237,6 +238,7 @@ pub(crate) async fn end(cx: &Context, end: &End) {
     match end {
         End::Succeeded(_) => tracing::info!(operation.id = %cx.operation(), "succeeded"),
         End::Failed { error, owed } => {
+            tracing::Span::current().record("otel.status_code", "ERROR");
             tracing::info!(operation.id = %cx.operation(), error.code = %error.code, %error, owed, "failed");
         }
         End::Cancelled { owed, .. } => tracing::info!(operation.id = %cx.operation(), owed, "cancelled"),
