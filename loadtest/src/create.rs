@@ -127,15 +127,11 @@ fn waiting() -> CallOptions {
 
 async fn create(bus: Bus, options: Arc<Options>, name: VmName) -> Result<Duration, String> {
     let request = CreateRequest {
-        name: name.clone(),
-        image: options.image.clone(),
-        cpus: vm::default_cpus(),
         memory: options.memory,
         disk: options.disk,
-        host: None,
-        ssh_keys: Vec::new(),
         wait: true,
         timeout_ms: deadline::WAIT_MAX_MS,
+        ..CreateRequest::new(name.clone(), options.image.clone())
     };
     let started = Instant::now();
     match bus.call_with::<vm::Create>(&request, waiting()).await {

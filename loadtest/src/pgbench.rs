@@ -14,7 +14,7 @@ fn script(template: &Template) -> String {
     format!(
         "\\set host random(1, {})\n\
          select o_address, o_host from vm.reserve(gen_random_uuid(), 'vm-' || gen_random_uuid(), 'load-' || :host, \
-         '{}', 'load', 1, 128, 128, '{{}}', null, 0, 0, null);\n",
+         '{}', 'load', 1, 128, 128, '{{}}', '{{}}', null, 0, 0, null);\n",
         template.hosts.len(),
         template.image
     )

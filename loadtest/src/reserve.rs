@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use store::Store;
 use testkit::{Nats, Postgres};
 use uuid::Uuid;
-use vm_lifecycle::db::reservation::{Claim, Reservations};
+use vm_lifecycle::db::reservation::{Claim, Reservations, Settings};
 
 use crate::{
     database::{HOSTS_MAX, Template, vms},
@@ -251,6 +251,7 @@ async fn answer(reservations: &Reservations, request: ReserveRequest) -> Result<
         memory: MebiBytes(128),
         disk: MebiBytes(128),
         ssh_keys: Vec::new(),
+        settings: Settings::default(),
         fence: None,
     };
     Ok(ReserveReply { address: reservations.reserve(&claim).await?.address })

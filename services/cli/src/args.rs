@@ -179,6 +179,18 @@ pub struct CreateArgs {
     /// OpenSSH public key that may log in over the network; may be repeated [default: ~/.ssh/*.pub if present]
     #[arg(long, value_name = "FILE")]
     pub ssh_key: Vec<PathBuf>,
+    /// A label to group it by; may be repeated
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub label: Vec<String>,
+    /// What happens when it ends although nobody stopped it: no, on-failure, always
+    #[arg(long, default_value = "no")]
+    pub restart: String,
+    /// Delete it after this time, e.g. 90m, 2h, 7days
+    #[arg(long, value_name = "TIME")]
+    pub ttl: Option<String>,
+    /// Refuse to delete it until this is taken back
+    #[arg(long)]
+    pub deletion_protection: bool,
     /// Whether to wait.
     #[command(flatten)]
     pub waiting: Waiting,
@@ -198,6 +210,12 @@ pub enum VmCommand {
         /// Only those on this host
         #[arg(long)]
         host: Option<String>,
+        /// Only those with these labels, e.g. ci=1,team (a key alone takes any value)
+        #[arg(short, long, value_name = "SELECTOR")]
+        label: Option<String>,
+        /// Only those made from this image
+        #[arg(long)]
+        image: Option<String>,
     },
     /// Show one VM
     Show {

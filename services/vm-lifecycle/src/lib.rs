@@ -7,6 +7,7 @@ pub mod config;
 pub mod db;
 pub mod domain;
 mod handlers;
+mod keeper;
 mod kinds;
 pub mod server;
 mod sweeper;

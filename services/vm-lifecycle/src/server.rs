@@ -14,6 +14,7 @@ use crate::{
     Config,
     db::reservation::Reservations,
     handlers::{self, App},
+    keeper,
     kinds::{self, Lab},
     sweeper,
 };
@@ -28,7 +29,7 @@ const OPERATIONS_GRACE: Duration = Duration::from_secs(5);
 pub struct Server {
     service: Service,
     engine: Engine,
-    sweeper: JoinHandle<()>,
+    rounds: Vec<JoinHandle<()>>,
     stop: CancellationToken,
 }
 
@@ -60,17 +61,22 @@ impl Server {
         serve_operation_verbs(&service, &store, &bus).await?;
         service.ready().await?;
         let stop = CancellationToken::new();
-        let sweeper = tokio::spawn(sweeper::run(store, stop.clone()));
-        Ok(Self { service, engine, sweeper, stop })
+        let rounds = vec![
+            tokio::spawn(sweeper::run(store.clone(), stop.clone())),
+            tokio::spawn(keeper::run(store, engine.submitter(), stop.clone())),
+        ];
+        Ok(Self { service, engine, rounds, stop })
     }
 
     /// Takes no more requests, then no more operations, then ends.
     pub async fn shutdown(self) {
         self.service.stop(REQUESTS_GRACE).await;
-        self.engine.shutdown(OPERATIONS_GRACE).await;
         self.stop.cancel();
-        if let Err(error) = self.sweeper.await {
-            tracing::warn!(%error, "the sweeper ended badly");
+        self.engine.shutdown(OPERATIONS_GRACE).await;
+        for round in self.rounds {
+            if let Err(error) = round.await {
+                tracing::warn!(%error, "a background task ended badly");
+            }
         }
     }
 }

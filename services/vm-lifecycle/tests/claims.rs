@@ -139,7 +139,7 @@ async fn a_worker_that_lost_its_claim_reserves_nothing() {
     let operation = lab.call::<vm::Create>(request, None).await.unwrap();
     wait_until("the row", BOUND, async || lab.state("web").await.filter(|state| *state == VmState::Creating)).await;
     let image = lab.sql.query_one("select image_id from vm.vm", &[]).await.unwrap().get::<_, uuid::Uuid>(0);
-    let reserve = "select * from vm.reserve($1, 'late', 'h1', $2, 'debian', 1, 128, 128, '{}', $3, $4, 0, null)";
+    let reserve = "select * from vm.reserve($1, 'late', 'h1', $2, 'debian', 1, 128, 128, '{}', '{}', $3, $4, 0, null)";
     let stale = lab.sql.query(reserve, &[&uuid::Uuid::now_v7(), &image, &operation.id.0, &0i64]).await.unwrap_err();
     assert_eq!(stale.code().unwrap().code(), "WR005");
     assert_eq!(lab.state("late").await, None);

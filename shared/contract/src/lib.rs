@@ -14,6 +14,7 @@ pub mod guest;
 pub mod host;
 pub mod id;
 pub mod image;
+pub mod label;
 pub mod name;
 pub mod operation;
 pub mod size;
@@ -25,6 +26,7 @@ pub mod workspace;
 
 pub use error::{ApiError, ErrorCode};
 pub use id::{HostId, ImageId, OperationId, SessionId, VmId};
+pub use label::{LabelKey, LabelSelector, LabelValue, Labels};
 pub use name::{ImageName, VmName};
 pub use size::MebiBytes;
 pub use verb::{AgentVerb, Verb};

@@ -1,8 +1,6 @@
 //! Names people choose. Parsed at the edge, so that inside Warren a name is always safe as a DNS
 //! label, a path component and a NATS subject token.
 
-use std::{fmt, str::FromStr};
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +13,7 @@ pub struct NameError {
     rule: &'static str,
 }
 
-fn refuse(what: &'static str, value: &str, rule: &'static str) -> NameError {
+pub(crate) fn refuse(what: &'static str, value: &str, rule: &'static str) -> NameError {
     // A hostile name may be megabytes long; the error quotes its beginning only.
     let value = value.chars().take(80).collect();
     NameError { what, value, rule }
@@ -60,6 +58,7 @@ fn image_name(text: &str) -> Result<String, NameError> {
     Ok(text.to_owned())
 }
 
+/// Defines a name: text that is parsed where it comes in.
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $parse:path, $pattern:literal) => {
         $(#[$doc])*
@@ -74,8 +73,8 @@ macro_rules! name {
             }
         }
 
-        impl FromStr for $name {
-            type Err = NameError;
+        impl ::std::str::FromStr for $name {
+            type Err = $crate::name::NameError;
             fn from_str(text: &str) -> Result<Self, Self::Err> {
                 $parse(text).map(Self)
             }
@@ -88,13 +87,14 @@ macro_rules! name {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 f.write_str(&self.0)
             }
         }
     };
 }
+pub(crate) use name;
 
 name!(
     /// The name of a VM: a DNS label, so that `<name>.<domain>` resolves.

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use crate::{
     deadline,
     id::{HostId, ImageId, OperationId, VmId},
+    label::{LabelSelector, Labels},
     name::VmName,
     operation::{Operation, default_limit, default_wait_ms},
     size::MebiBytes,
@@ -72,6 +73,44 @@ impl std::str::FromStr for VmState {
     }
 }
 
+/// What happens when a VM ends although nobody stopped it. Restarts back off: 1 s, 2 s, … up to 5 min, and from the
+/// start again after 10 min of running. A VM that somebody stopped stays stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// It stays as it is.
+    #[default]
+    No,
+    /// It is started again when its VMM died, its kernel panicked, its host went down or a start failed.
+    OnFailure,
+    /// It is started again also when its guest powered off by itself.
+    Always,
+}
+
+impl RestartPolicy {
+    /// The policy as it stands on the wire and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::OnFailure => "on-failure",
+            Self::Always => "always",
+        }
+    }
+}
+
+impl std::str::FromStr for RestartPolicy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::No, Self::OnFailure, Self::Always]
+            .into_iter()
+            .find(|policy| policy.as_str() == text)
+            .ok_or_else(|| format!("{text:?} is not one of no, on-failure, always"))
+    }
+}
+
+/// The shortest and the longest time to live, in seconds.
+pub const TTL_SECONDS: std::ops::RangeInclusive<u64> = 10..=365 * 24 * 3600;
+
 /// Creates and starts a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -95,12 +134,45 @@ pub struct CreateRequest {
     /// OpenSSH public keys that may log in over the VM's network address.
     #[serde(default)]
     pub ssh_keys: Vec<String>,
+    /// What to group it by.
+    #[serde(default)]
+    pub labels: Labels,
+    /// What happens when it ends although nobody stopped it.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Delete it this many seconds after its create (10 to a year).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+    /// Refuse to delete it until this is taken back. Excludes a time to live.
+    #[serde(default)]
+    pub deletion_protection: bool,
     /// Hold the reply until the VM is running.
     #[serde(default)]
     pub wait: bool,
     /// How long to hold it, in milliseconds.
     #[serde(default = "default_wait_ms")]
     pub timeout_ms: u64,
+}
+
+impl CreateRequest {
+    /// A VM of that name and image with nothing else asked for.
+    pub fn new(name: VmName, image: impl Into<String>) -> Self {
+        Self {
+            name,
+            image: image.into(),
+            cpus: default_cpus(),
+            memory: default_memory(),
+            disk: default_disk(),
+            host: None,
+            ssh_keys: Vec::new(),
+            labels: Labels::new(),
+            restart: RestartPolicy::default(),
+            ttl_seconds: None,
+            deletion_protection: false,
+            wait: false,
+            timeout_ms: default_wait_ms(),
+        }
+    }
 }
 
 /// One virtual CPU.
@@ -153,6 +225,12 @@ pub struct ListRequest {
     /// Only those on this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
+    /// Only those with these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<LabelSelector>,
+    /// Only those made from this image: its id, or its name at the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// How many at the most (1 to 500; 100 when left out).
     #[serde(default = "default_limit")]
     pub limit: u32,
@@ -196,9 +274,32 @@ pub struct Vm {
     /// Where guest-agent's ssh server listens on `address`: 22, or 2222 beside an image's own sshd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_port: Option<u16>,
+    /// What it is grouped by.
+    #[serde(default)]
+    pub labels: Labels,
+    /// What happens when it ends although nobody stopped it.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// How often in a row it was started again by that policy.
+    #[serde(default)]
+    pub restarts: u32,
+    /// When it will be started again by that policy.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub restart_at: Option<OffsetDateTime>,
+    /// When it will be deleted.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// Whether a delete is refused.
+    #[serde(default)]
+    pub deletion_protection: bool,
     /// The operation that holds the VM claim now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationId>,
+    /// The operations that wait for that claim, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queued: Vec<OperationId>,
     /// Why it is `failed`, or stopped by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use bus::ByteStream;
 use contract::{
-    ApiError, deadline,
+    ApiError, Labels, deadline, label,
     operation::Operation,
     verb::Verb,
     vm::{self, CreateRequest, LifecycleRequest, ListRequest, Vm, VmList, VmRef},
     workspace::SessionKind,
 };
+use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{parse, parse_some};
@@ -31,10 +32,11 @@ const PAGE: u32 = 200;
 pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<Outcome, Failure> {
     match command {
         VmCommand::Create(args) => create(global, format, args).await,
-        VmCommand::Ls { state, host } => {
+        VmCommand::Ls { state, host, label, image } => {
             let (state, host) = (parse_some(state.as_deref())?, parse_some(host.as_deref())?);
-            let list =
-                all(&Client::connect(global).await?, ListRequest { state, host, limit: PAGE, after: None }).await?;
+            let label = parse_some(label.as_deref())?;
+            let request = ListRequest { state, host, label, image, limit: PAGE, after: None };
+            let list = all(&Client::connect(global).await?, request).await?;
             match format {
                 Format::Json => output::json(&list)?,
                 Format::Table => {
@@ -70,15 +72,16 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
 
 async fn create(global: &Global, format: Format, args: CreateArgs) -> Result<Outcome, Failure> {
     let request = CreateRequest {
-        name: parse(&args.name)?,
-        image: args.image,
         cpus: args.cpus,
         memory: parse(&args.memory)?,
         disk: parse(&args.disk)?,
         host: parse_some(args.host.as_deref())?,
         ssh_keys: ssh_keys(&args.ssh_key)?,
-        wait: false,
-        timeout_ms: deadline::WAIT_DEFAULT_MS,
+        labels: labels(&args.label)?,
+        restart: parse(&args.restart)?,
+        ttl_seconds: args.ttl.as_deref().map(seconds).transpose()?,
+        deletion_protection: args.deletion_protection,
+        ..CreateRequest::new(parse(&args.name)?, args.image)
     };
     let client = Client::connect(global).await?;
     let operation = client.change::<vm::Create>(&request, deadline::QUICK).await?;
@@ -91,6 +94,18 @@ async fn create(global: &Global, format: Format, args: CreateArgs) -> Result<Out
         Ok(())
     })
     .await
+}
+
+fn labels(texts: &[String]) -> Result<Labels, ApiError> {
+    let read = |text: &String| label::parse(text).map_err(|error| ApiError::invalid_argument(error.to_string()));
+    texts.iter().map(read).collect()
+}
+
+/// A time such as `90m` or `7days`, in whole seconds.
+fn seconds(text: &str) -> Result<u64, ApiError> {
+    humantime::parse_duration(text).map(|time| time.as_secs()).map_err(|error| {
+        ApiError::invalid_argument(format!("{text:?} is no time: {error}")).hint("write it like 90s, 15m, 2h or 7days")
+    })
 }
 
 /// The keys in the named files, or in all `~/.ssh/*.pub` where none is named.
@@ -195,10 +210,32 @@ fn show(vm: &Vm) -> Result<(), Failure> {
         ("disk", vm.disk.to_string()),
         ("ssh host key", vm.ssh_host_key.clone().unwrap_or_default()),
         ("ssh port", vm.ssh_port.map(|port| port.to_string()).unwrap_or_default()),
+        ("labels", labels_text(&vm.labels)),
+        ("restart", restart(vm)),
+        ("expires", vm.expires_at.map(|at| at.format(&Rfc3339).unwrap_or_default()).unwrap_or_default()),
+        ("protected", if vm.deletion_protection { "against deletion".to_owned() } else { String::new() }),
         ("operation", vm.operation.map(|id| id.to_string()).unwrap_or_default()),
+        ("queued", vm.queued.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         ("age", output::age(vm.created_at)),
         ("ready for", vm.ready_at.map(output::age).unwrap_or_default()),
     ])
+}
+
+fn labels_text(labels: &Labels) -> String {
+    let texts = labels.iter().map(|(key, value)| match value.as_str() {
+        "" => key.to_string(),
+        value => format!("{key}={value}"),
+    });
+    texts.collect::<Vec<_>>().join(" ")
+}
+
+fn restart(vm: &Vm) -> String {
+    let policy = vm.restart.as_str();
+    match (vm.restart_at, vm.restarts) {
+        (Some(at), n) => format!("{policy} ({n} in a row, next at {})", at.format(&Rfc3339).unwrap_or_default()),
+        (None, 0) => policy.to_owned(),
+        (None, n) => format!("{policy} ({n} in a row)"),
+    }
 }
 
 async fn logs(global: &Global, vm: &str, follow: bool, tail: Option<u64>) -> Result<Outcome, Failure> {

@@ -49,7 +49,7 @@ pub async fn observation_apply(store: &Store, host: &HostId, seen: &VmObservatio
         HostVmState::Failed => Some(seen.reason.clone().unwrap_or_else(|| "its VMM ended".to_owned())),
     };
     let ssh_port = seen.guest.as_ref().and_then(|guest| guest.ssh_port);
-    let patch = Patch { reason, ssh_port, ..Patch::default() };
+    let patch = Patch { reason, ssh_port, by_itself: true, ..Patch::default() };
     vm_write_in_txn(&txn, seen.vm, row.try_get("epoch")?, was, now, &patch).await?;
     txn.commit().await.map_err(StoreError::committing)?;
     tracing::info!(vm.id = %seen.vm, host.id = %host, was = was.as_str(), now = now.as_str(), "a VM changed by itself");

@@ -2,8 +2,9 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use contract::{ApiError, HostId, ImageId, MebiBytes, VmId, VmName, agent::Fence};
+use contract::{ApiError, HostId, ImageId, Labels, MebiBytes, VmId, VmName, agent::Fence, vm::RestartPolicy};
 use runtime::telemetry;
+use serde::Serialize;
 use store::{Store, StoreConfig, StoreError};
 use tokio::sync::Semaphore;
 
@@ -30,8 +31,23 @@ pub struct Claim {
     pub disk: MebiBytes,
     /// Who may log in.
     pub ssh_keys: Vec<String>,
+    /// What the row says beside all that.
+    pub settings: Settings,
     /// The operation that reserves, which must still hold its claim. `None` only in benchmarks.
     pub fence: Option<Fence>,
+}
+
+/// What a VM's row says beside name, place and size; the database reads it as JSON.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Settings {
+    /// What it is grouped by.
+    pub labels: Labels,
+    /// Whether a delete is refused.
+    pub deletion_protection: bool,
+    /// What happens when it ends by itself.
+    pub restart: RestartPolicy,
+    /// How long it lives, in seconds from its reservation.
+    pub ttl_seconds: Option<u64>,
 }
 
 /// What was reserved.
@@ -112,7 +128,7 @@ pub struct Reservations {
 const KEPT_CONNECTIONS: usize = 2;
 
 const RESERVE: &str =
-    "select o_address, o_host from vm.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+    "select o_address, o_host from vm.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
 
 impl Reservations {
     /// At most `at_once` statements at a time; a freed address rests for `rest`.
@@ -152,6 +168,7 @@ impl Reservations {
                     &i64::from(claim.memory.0),
                     &i64::from(claim.disk.0),
                     &claim.ssh_keys,
+                    &serde_json::json!(claim.settings),
                     &operation,
                     &claim.fence.map_or(0, |fence| fence.epoch),
                     &self.rest.as_secs_f64(),

@@ -1,9 +1,12 @@
 //! Rows of `vm.vm`: reading them, and changing their state under the fence of a claim's epoch.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use contract::{
-    HostId, ImageId, MebiBytes, OperationId, VmId, VmName, deadline, subject,
+    HostId, ImageId, LabelSelector, Labels, MebiBytes, OperationId, VmId, VmName, deadline, subject,
     vm::{ListRequest, Vm, VmState},
 };
 use serde_json::json;
@@ -35,10 +38,18 @@ pub struct VmRow {
 
 const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, v.cpus::bigint as cpus, v.memory_mib, \
      v.disk_mib, v.ssh_keys, v.ssh_host_key, v.ssh_port, v.reason, v.epoch, v.created_at, v.ready_at, l.address, \
+     v.labels, v.restart_policy, v.restarts::bigint as restarts, v.restart_at, v.expires_at, v.deletion_protection, \
+     array(select o.id from operations.operation o where o.resource = 'vm:' || v.id and o.state = 'queued' order by o.id) \
+        as queued, \
      masklen(h.subnet) as prefix, h.gateway, \
      h.last_seen < clock_timestamp() - make_interval(secs => $1) as host_down, \
      (select o.id from operations.operation o where o.resource = 'vm:' || v.id and o.state = 'running') as operation";
 const TABLES: &str = "vm.vm v join vm.lease l on l.vm_id = v.id join vm.host h on h.id = v.host_id";
+
+/// The longest pause before a VM is started again by its policy; the first is 1 s, each one double.
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// A VM that ran this long counts as healthy: its pauses begin anew.
+const RESTART_FORGET: Duration = Duration::from_secs(600);
 
 /// How long a silent host counts as up, in seconds, as every query takes it.
 pub fn host_down_seconds() -> f64 {
@@ -71,15 +82,28 @@ pub async fn vm_list(
 ) -> Result<Vec<VmRow>, StoreError> {
     let sql = format!(
         "select {COLUMNS} from {TABLES} where ($2::text is null or v.state = $2) and ($3::text is null or v.host_id = $3) \
-         and ($4::text is null or v.name > $4) order by v.name limit $5"
+         and ($4::text is null or v.name > $4) and ($6::jsonb is null or v.labels @> $6) \
+         and ($7::text[] is null or v.labels ?& $7) and ($8::text is null or v.image_name = $8 or v.image_id::text = $8) \
+         order by v.name limit $5"
     );
     let statement = client.prepare_cached(&sql).await?;
     let state = filter.state.map(VmState::as_str);
     let host = filter.host.as_ref().map(HostId::as_str);
     let after = filter.after.as_ref().map(VmName::as_str);
-    let rows =
-        client.query(&statement, &[&host_down_seconds(), &state, &host, &after, &(i64::from(limit) + 1)]).await?;
+    let (exact, present) = labels(filter.label.as_ref());
+    let limit = i64::from(limit) + 1;
+    let rows = client
+        .query(&statement, &[&host_down_seconds(), &state, &host, &after, &limit, &exact, &present, &filter.image])
+        .await?;
     rows.iter().map(|row| read(row, domain)).collect()
+}
+
+/// A selector as the index takes it: labels of one value, and keys of any.
+fn labels(selector: Option<&LabelSelector>) -> (Option<serde_json::Value>, Option<Vec<&str>>) {
+    let parts = selector.map(|selector| selector.0.as_slice()).unwrap_or_default();
+    let exact: Labels = parts.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
+    let present: Vec<_> = parts.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.as_str()).collect();
+    ((!exact.is_empty()).then(|| json!(exact)), (!present.is_empty()).then_some(present))
 }
 
 fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
@@ -104,6 +128,14 @@ fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
         name,
         ssh_host_key: row.try_get("ssh_host_key")?,
         ssh_port: port.and_then(|port| u16::try_from(port).ok()),
+        labels: serde_json::from_value(row.try_get("labels")?)
+            .map_err(|error| StoreError::Schema(format!("a VM's labels: {error}")))?,
+        restart: parsed(row, "restart_policy")?,
+        restarts: number(row, "restarts")?,
+        restart_at: row.try_get("restart_at")?,
+        expires_at: row.try_get("expires_at")?,
+        deletion_protection: row.try_get("deletion_protection")?,
+        queued: row.try_get::<_, Vec<Uuid>>("queued")?.into_iter().map(OperationId).collect(),
         operation: row.try_get::<_, Option<Uuid>>("operation")?.map(OperationId),
         reason: row.try_get("reason")?,
         created_at: row.try_get("created_at")?,
@@ -125,6 +157,8 @@ pub struct Patch {
     pub ssh_host_key: Option<String>,
     /// Its ssh server's port, as of this start.
     pub ssh_port: Option<u16>,
+    /// Nobody asked for it: the restart policy has a word in it.
+    pub by_itself: bool,
 }
 
 /// What became of a change.
@@ -184,6 +218,13 @@ pub(super) async fn vm_write_in_txn(
                 host_epoch = case when $4 then greatest(v.host_epoch, $3) else v.host_epoch end, \
                 reason = case when v.state = $2 then v.reason else $5 end, \
                 ssh_host_key = coalesce($6, v.ssh_host_key), ssh_port = coalesce($7, v.ssh_port), \
+                restart_at = case when v.state = $2 then v.restart_at \
+                    when $8 and (v.restart_policy = 'always' or (v.restart_policy = 'on-failure' and $2 = 'failed')) \
+                    then clock_timestamp() + make_interval(secs => least($9, pow(2, \
+                        case when v.ready_at < clock_timestamp() - make_interval(secs => $10) and v.state = 'running' \
+                        then 0 else least(v.restarts, 30) end))) end, \
+                restarts = case when v.state = 'running' and $2 <> v.state \
+                    and v.ready_at < clock_timestamp() - make_interval(secs => $10) then 0 else v.restarts end, \
                 ready_at = case when $2 = 'running' and v.state <> $2 then clock_timestamp() else v.ready_at end, \
                 changed_at = clock_timestamp() \
              from vm.lease l where v.id = $1 and l.vm_id = v.id returning v.name, v.host_id, host(l.address) as address",
@@ -193,7 +234,18 @@ pub(super) async fn vm_write_in_txn(
     let row = txn
         .query_one(
             &statement,
-            &[&vm.0, &now.as_str(), &epoch, &patch.acknowledged, &patch.reason, &patch.ssh_host_key, &port],
+            &[
+                &vm.0,
+                &now.as_str(),
+                &epoch,
+                &patch.acknowledged,
+                &patch.reason,
+                &patch.ssh_host_key,
+                &port,
+                &patch.by_itself,
+                &RESTART_PAUSE_MAX.as_secs_f64(),
+                &RESTART_FORGET.as_secs_f64(),
+            ],
         )
         .await?;
     if was != now && matches!(now, VmState::Running | VmState::Stopped | VmState::Failed) {

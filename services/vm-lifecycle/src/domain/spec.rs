@@ -3,7 +3,8 @@
 use contract::{
     ApiError, MebiBytes,
     deadline::WAIT_MAX_MS,
-    vm::{CPUS, CreateRequest, DISK, MEMORY, SSH_KEY_BYTES_MAX, SSH_KEYS_MAX},
+    label::LABELS_MAX,
+    vm::{CPUS, CreateRequest, DISK, MEMORY, SSH_KEY_BYTES_MAX, SSH_KEYS_MAX, TTL_SECONDS},
 };
 
 use super::reference;
@@ -36,6 +37,8 @@ pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
     range("memory", request.memory, &MEMORY)?;
     range("disk", request.disk, &DISK)?;
     timeout(request.timeout_ms)?;
+    labels(request.labels.len())?;
+    lifetime(request.ttl_seconds, request.deletion_protection)?;
     if request.ssh_keys.len() > SSH_KEYS_MAX {
         return Err(ApiError::invalid_argument(format!("{} ssh keys are too many", request.ssh_keys.len()))
             .hint(format!("a VM takes {SSH_KEYS_MAX}")));
@@ -53,6 +56,35 @@ pub fn timeout(timeout_ms: u64) -> Result<(), ApiError> {
     }
     Err(ApiError::invalid_argument(format!("`timeout_ms` cannot be {timeout_ms}"))
         .hint(format!("it is 1 to {WAIT_MAX_MS}")))
+}
+
+/// Checks how many labels a VM would have.
+///
+/// # Errors
+/// `invalid_argument`: too many.
+pub fn labels(count: usize) -> Result<(), ApiError> {
+    if count <= LABELS_MAX {
+        return Ok(());
+    }
+    Err(ApiError::invalid_argument(format!("{count} labels are too many")).hint(format!("a VM takes {LABELS_MAX}")))
+}
+
+/// Checks a time to live beside deletion protection.
+///
+/// # Errors
+/// `invalid_argument`: out of range, or both at once.
+pub fn lifetime(ttl_seconds: Option<u64>, protected: bool) -> Result<(), ApiError> {
+    match ttl_seconds {
+        Some(_) if protected => {
+            Err(ApiError::invalid_argument("a VM cannot have both `ttl_seconds` and `deletion_protection`")
+                .hint("one says when to delete it, the other never to"))
+        }
+        Some(ttl) if !TTL_SECONDS.contains(&ttl) => Err(ApiError::invalid_argument(format!(
+            "`ttl_seconds` cannot be {ttl}"
+        ))
+        .hint(format!("it is {} to {}", TTL_SECONDS.start(), TTL_SECONDS.end()))),
+        _ => Ok(()),
+    }
 }
 
 fn range(field: &str, value: MebiBytes, allowed: &std::ops::RangeInclusive<MebiBytes>) -> Result<(), ApiError> {

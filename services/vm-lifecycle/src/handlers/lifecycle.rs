@@ -10,7 +10,10 @@ use store::StoreError;
 use uuid::Uuid;
 
 use super::{App, get::find};
-use crate::{domain::spec, kinds::VmOrder};
+use crate::{
+    domain::spec,
+    kinds::{Delete, VmOrder, delete::protection},
+};
 
 /// Accepts an operation of kind `K` on a VM that exists.
 pub async fn handle<K: Kind<Request = VmOrder>>(
@@ -28,6 +31,9 @@ pub async fn handle<K: Kind<Request = VmOrder>>(
         }
     };
     let vm = row.vm;
+    if K::NAME == Delete::NAME {
+        protection(&vm)?;
+    }
     let new = NewOperation {
         id: OperationId::new(),
         kind: K::NAME,

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     db::{
         host::{host_candidates, host_share},
-        reservation::{Claim, ReserveError},
+        reservation::{Claim, ReserveError, Settings},
         vm::{Patch, vm_find},
     },
     domain::{
@@ -228,6 +228,12 @@ fn claim(cx: &Context, order: &CreateOrder, image: &Resolved, host: HostId) -> C
         memory: create.memory,
         disk: create.disk,
         ssh_keys: create.ssh_keys.clone(),
+        settings: Settings {
+            labels: create.labels.clone(),
+            deletion_protection: create.deletion_protection,
+            restart: create.restart,
+            ttl_seconds: create.ttl_seconds,
+        },
         fence: Some(cx.fence()),
     }
 }

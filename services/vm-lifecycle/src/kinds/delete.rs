@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use contract::{ApiError, HostId, operation::VmResult, vm::VmState};
+use contract::{
+    ApiError, HostId,
+    operation::VmResult,
+    vm::{Vm, VmState},
+};
 use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -13,6 +17,18 @@ use crate::{db::vm::Patch, domain::state::Event};
 
 /// Deletes a VM with its disk, running or not.
 pub struct Delete(pub Arc<Lab>);
+
+/// Refuses to delete a VM that is protected.
+///
+/// # Errors
+/// `failed_precondition`: it is.
+pub fn protection(vm: &Vm) -> Result<(), ApiError> {
+    if !vm.deletion_protection {
+        return Ok(());
+    }
+    Err(ApiError::failed_precondition(format!("VM {} is protected against deletion", vm.name))
+        .hint(format!("`warren vm set {} --deletion-protection off` takes that back", vm.name)))
+}
 
 /// What the steps found out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -46,6 +62,8 @@ impl Step<Delete> for Begin {
 
     async fn run(&self, cx: &Context, kind: &Delete, order: &VmOrder, journal: &mut Journal) -> Result<(), StepError> {
         let row = rows::row(cx, &kind.0.domain, order.vm_id, &order.name).await?;
+        // The handler asked already; it may have been set since.
+        protection(&row.vm).map_err(StepError::permanent)?;
         journal.host = Some(row.vm.host);
         // Filled before the change: should the change's outcome be unknown, the undo still knows the way back.
         journal.was.get_or_insert(row.vm.state);

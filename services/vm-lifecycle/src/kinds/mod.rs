@@ -2,7 +2,7 @@
 
 mod agent;
 pub mod create;
-mod delete;
+pub mod delete;
 mod image;
 mod power;
 mod rows;

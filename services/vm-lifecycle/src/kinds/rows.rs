@@ -49,7 +49,9 @@ pub async fn apply(
 /// # Errors
 /// The database could not.
 pub async fn take_back(cx: &Context, vm: VmId, event: Event, reason: Option<String>) -> Result<(), StepError> {
-    let patch = Patch { reason, ..Patch::default() };
+    // A start that failed is an end nobody asked for: the restart policy has a word in it.
+    let by_itself = event == Event::StartUndone { cancelled: false };
+    let patch = Patch { reason, by_itself, ..Patch::default() };
     match vm_apply(cx.store(), vm, cx.epoch(), event, &patch).await? {
         Changed::Updated { .. } | Changed::NotFound | Changed::Stale | Changed::Denied(_) => Ok(()),
     }

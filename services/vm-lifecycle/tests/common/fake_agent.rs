@@ -141,6 +141,12 @@ impl FakeAgent {
         self.bus.call::<host::Report>(&request).await
     }
 
+    /// Makes a VM end by itself, and reports it.
+    pub async fn end(&self, vm: VmId, state: HostVmState) {
+        self.inner.state.lock().unwrap().vms.insert(vm, state);
+        self.report(vm, state, self.epoch(vm)).await.unwrap();
+    }
+
     pub fn set_mood(&self, mood: Mood) {
         self.inner.state.lock().unwrap().mood = mood;
         self.inner.changed.notify_waiters();
