@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     files,
     guest::Guest,
-    handles::VmDirs,
+    handles::{Found, VmDirs},
     net::Lab,
     vmm::{names, process::Process},
 };
@@ -40,7 +40,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 async fn end(dirs: &VmDirs, vm: VmId) -> anyhow::Result<()> {
     let Some(process) = Process::find(vm) else { return Ok(()) };
     // Said before it is done, so that the next agent takes it for what it is.
-    if let Some(mut handles) = dirs.load(vm)?
+    if let Found::Whole(mut handles) = dirs.load(vm)?
         && let Some(vmm) = &mut handles.vmm
     {
         vmm.stop_wanted = true;

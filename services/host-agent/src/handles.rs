@@ -41,6 +41,18 @@ pub struct Handles {
     pub ended: Option<Ended>,
 }
 
+/// What stands in a VM's directory.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// No handles: nothing was made yet but the directory.
+    Nothing,
+    /// Handles.
+    Whole(Box<Handles>),
+    /// Something this version cannot read, and why: torn by a full disk, edited, or of a newer version. Its VM is
+    /// somebody's, so nothing of it may be removed or overwritten.
+    Damaged(String),
+}
+
 /// A disk in a VM's directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskHandle {
@@ -113,11 +125,11 @@ impl VmDirs {
         self.root.join(vm.to_string())
     }
 
-    /// Every VM with a directory, and what stands in its handles: nothing when they are missing or cannot be read.
+    /// Every VM with a directory, and what stands in it.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn all(&self) -> io::Result<Vec<(VmId, Option<Handles>)>> {
+    pub fn all(&self) -> io::Result<Vec<(VmId, Found)>> {
         let mut all = Vec::new();
         for path in files::subdirectories(&self.root)? {
             let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
@@ -133,13 +145,15 @@ impl VmDirs {
     ///
     /// # Errors
     /// They are there and cannot be opened.
-    pub fn load(&self, vm: VmId) -> io::Result<Option<Handles>> {
-        match fs::read(self.dir(vm).join(FILE)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+    pub fn load(&self, vm: VmId) -> io::Result<Found> {
+        let path = self.dir(vm).join(FILE);
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
             Err(error) => Err(error),
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes)
-                .inspect_err(|error| tracing::error!(vm.id = %vm, %error, "handles cannot be read"))
-                .ok()),
+            Ok(bytes) => Ok(match serde_json::from_slice(&bytes) {
+                Ok(handles) => Found::Whole(Box::new(handles)),
+                Err(error) => Found::Damaged(format!("{} cannot be read: {error}", path.display())),
+            }),
         }
     }
 
@@ -223,9 +237,11 @@ mod tests {
         let dirs = VmDirs::open(dir.path()).unwrap();
         let handles = handles();
         dirs.save(&handles).unwrap();
-        assert_eq!(dirs.all().unwrap(), vec![(handles.spec.id, Some(handles.clone()))]);
+        assert_eq!(dirs.all().unwrap(), vec![(handles.spec.id, Found::Whole(Box::new(handles.clone())))]);
         fs::write(dirs.dir(handles.spec.id).join(FILE), b"{\"spec\":").unwrap();
-        assert_eq!(dirs.all().unwrap(), vec![(handles.spec.id, None)]);
+        assert!(matches!(dirs.load(handles.spec.id).unwrap(), Found::Damaged(why) if why.contains("handles.json")));
+        fs::remove_file(dirs.dir(handles.spec.id).join(FILE)).unwrap();
+        assert_eq!(dirs.load(handles.spec.id).unwrap(), Found::Nothing);
         dirs.remove(handles.spec.id).unwrap();
         assert_eq!(dirs.all().unwrap(), vec![]);
     }

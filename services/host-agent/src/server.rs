@@ -46,8 +46,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     registration.remove_orphans(&registered).await;
     let network = vms.clone();
     tokio::task::spawn_blocking(move || {
-        network.deps().lab.ensure(registered.gateway, registered.subnet)?;
-        network.remove_stray_taps()
+        let guests = network.guarded()?;
+        network.deps().lab.ensure(registered.gateway, registered.subnet, &guests)?;
+        network.remove_stray_taps()?;
+        anyhow::Ok(())
     })
     .await?
     .context("the lab's network cannot be made")?;

@@ -38,7 +38,8 @@ pub(super) fn lab_rules(bridge: &str) -> String {
     )
 }
 
-/// The rules on the machine's side of an uplink, in a table of its own.
+/// The rules on the machine's side of an uplink, in a table of its own: VMs go out translated, reach nothing of the machine
+/// itself, and nobody opens connections to them.
 pub(super) fn machine_rules(table: &str, interface: &str, network: ipnet::Ipv4Net) -> String {
     format!(
         "table ip {table}\n\
@@ -47,6 +48,16 @@ pub(super) fn machine_rules(table: &str, interface: &str, network: ipnet::Ipv4Ne
            chain leaving {{\n\
              type nat hook postrouting priority srcnat; policy accept;\n\
              oifname != \"{interface}\" ip saddr {network} masquerade\n\
+           }}\n\
+           chain incoming {{\n\
+             type filter hook input priority filter; policy accept;\n\
+             iifname \"{interface}\" ct state established,related accept\n\
+             iifname \"{interface}\" drop\n\
+           }}\n\
+           chain forwarded {{\n\
+             type filter hook forward priority filter; policy accept;\n\
+             oifname \"{interface}\" ct state established,related accept\n\
+             oifname \"{interface}\" drop\n\
            }}\n\
          }}\n"
     )

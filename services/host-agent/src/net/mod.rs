@@ -5,6 +5,7 @@
 //! survives the agent, because VMs do.
 
 mod firewall;
+mod guard;
 pub mod namespace;
 mod tap;
 mod uplink;
@@ -15,6 +16,8 @@ use contract::HostId;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, new_connection, packet_route::link::LinkAttribute};
+
+pub use guard::Guarded;
 
 use crate::config::Uplink;
 use namespace::Namespace;
@@ -77,11 +80,13 @@ impl Lab {
         &self.namespace
     }
 
-    /// Makes what is missing: namespace, bridge with the gateway's address, rules, uplink. Blocking.
+    /// Makes what is missing: namespace, bridge with the gateway's address, rules, uplink; `guests` may speak on
+    /// their taps. Blocking.
     ///
     /// # Errors
     /// The kernel or `nft` refused; what was made stays and is found by the next attempt.
-    pub fn ensure(&self, gateway: Ipv4Addr, subnet: Ipv4Net) -> Result<(), NetError> {
+    pub fn ensure(&self, gateway: Ipv4Addr, subnet: Ipv4Net, guests: &[Guarded]) -> Result<(), NetError> {
+        let rules = firewall::lab_rules(BRIDGE) + &guard::rules(guests);
         self.namespace.ensure()?;
         self.namespace.run(move || async move {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").map_err(system("forwarding cannot be switched on"))?;
@@ -96,7 +101,7 @@ impl Lab {
                 .await
                 .map_err(netlink(format!("the bridge cannot have the address {gateway}")))?;
             up(&handle, bridge).await?;
-            firewall::apply(&firewall::lab_rules(BRIDGE))
+            firewall::apply(&rules)
         })?;
         match self.uplink {
             Uplink::None => Ok(()),
@@ -104,13 +109,14 @@ impl Lab {
         }
     }
 
-    /// Makes a tap on the bridge; one that is there is taken as it is. Blocking.
+    /// Makes a VM's tap on the bridge; one that is there is taken as it is. Blocking.
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn ensure_tap(&self, name: &str) -> Result<(), NetError> {
-        let name = name.to_owned();
+    pub fn ensure_tap(&self, guest: &Guarded) -> Result<(), NetError> {
+        let (guest, name) = (guest.clone(), guest.tap.clone());
         self.namespace.run(move || async move {
+            guard::admit(&guest)?;
             let handle = connect()?;
             if index(&handle, &name).await.is_err() {
                 tap::create(&name).map_err(system(format!("the tap {name} cannot be made")))?;
@@ -119,6 +125,19 @@ impl Lab {
             let message = LinkUnspec::new_with_index(tap).controller(bridge).up().build();
             handle.link().set(message).execute().await.map_err(netlink(format!("{name} cannot join the bridge")))
         })
+    }
+
+    /// Removes a VM's tap and its leave to speak; their absence, or the namespace's, is fine. Blocking.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn remove_guest(&self, guest: &Guarded) -> Result<(), NetError> {
+        if !self.namespace.exists() {
+            return Ok(());
+        }
+        let expelled = guest.clone();
+        self.namespace.run(move || async move { guard::expel(&expelled) })?;
+        self.remove_tap(&guest.tap)
     }
 
     /// Removes a tap; its absence, or the namespace's, is fine. Blocking.

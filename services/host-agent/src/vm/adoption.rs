@@ -10,7 +10,7 @@ use nix::{
 };
 
 use super::{Vms, owner::Owner};
-use crate::vmm::process::Process;
+use crate::{handles::Found, net::Guarded, vmm::process::Process};
 
 impl Vms {
     /// Takes over what an earlier agent left. Call once, before any command is served.
@@ -18,19 +18,25 @@ impl Vms {
     /// # Errors
     /// The state directory cannot be read.
     pub fn adopt(self: &Arc<Self>) -> io::Result<()> {
-        for (vm, handles) in self.deps.dirs.all()? {
-            let process = match handles.as_ref().and_then(|handles| handles.vmm.as_ref()) {
-                Some(vmm) => {
-                    vmm.process.and_then(|identity| Process::adopt(identity, vm)).or_else(|| Process::find(vm))
+        for (vm, found) in self.deps.dirs.all()? {
+            let mut handles = match found {
+                Found::Whole(handles) => *handles,
+                Found::Nothing => {
+                    // Nothing was made before the handles were: the directory is all there is.
+                    tracing::warn!(vm.id = %vm, "a directory without handles is removed");
+                    self.deps.dirs.remove(vm)?;
+                    continue;
                 }
-                None => None,
+                Found::Damaged(why) => {
+                    tracing::error!(vm.id = %vm, why, "a VM is left alone until its handles are mended or it is deleted");
+                    let handle = Owner::damaged(vm, self.deps.clone(), why, Process::find(vm)).start();
+                    self.tasks().insert(vm, handle);
+                    continue;
+                }
             };
-            let Some(mut handles) = handles else {
-                // Nothing was made before the handles were: the directory is all there is.
-                tracing::warn!(vm.id = %vm, "a directory without handles is removed");
-                self.deps.dirs.remove(vm)?;
-                continue;
-            };
+            let process = handles.vmm.as_ref().and_then(|vmm| {
+                vmm.process.and_then(|identity| Process::adopt(identity, vm)).or_else(|| Process::find(vm))
+            });
             if let (Some(process), Some(vmm)) = (&process, &mut handles.vmm) {
                 tracing::info!(vm.id = %vm, vmm.pid = process.identity.pid, "a running VM is adopted");
                 vmm.process = Some(process.identity);
@@ -60,6 +66,20 @@ impl Vms {
             }
         }
         Ok(())
+    }
+
+    /// Who may speak on which tap, of all VMs with handles. Blocking.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn guarded(&self) -> io::Result<Vec<Guarded>> {
+        let found = self.deps.dirs.all()?.into_iter();
+        Ok(found
+            .filter_map(|(_, found)| match found {
+                Found::Whole(handles) => Some(Guarded::new(&handles.tap, &handles.spec)),
+                Found::Nothing | Found::Damaged(_) => None,
+            })
+            .collect())
     }
 
     /// Removes taps of this lab that no VM's handles name. Blocking.

@@ -30,6 +30,7 @@ use super::{Command, Deps, Handle, QUEUE, ending};
 use crate::{
     guest::Guest,
     handles::{Ended, Handles, VmmHandle},
+    net::Guarded,
     vmm::{
         Launch, names,
         process::{self, Exit, Process},
@@ -71,6 +72,8 @@ pub(super) struct Owner {
     pub(super) vm: VmId,
     pub(super) deps: Arc<Deps>,
     pub(super) handles: Option<Handles>,
+    /// Why its handles are not known although they are there: nothing is done to such a VM but removing it.
+    damaged: Option<String>,
     running: Option<Running>,
     events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     observed: watch::Sender<VmObservation>,
@@ -102,6 +105,7 @@ impl Owner {
             vm,
             deps,
             handles: None,
+            damaged: None,
             running: None,
             events: mpsc::unbounded_channel(),
             observed: watch::Sender::new(observation),
@@ -119,6 +123,17 @@ impl Owner {
             (Some(process), Some(boot)) => owner.watch(process, boot, ready),
             (None, Some(_)) => owner.ended(Exit::Unknown),
             (_, None) => {}
+        }
+        owner.show();
+        owner
+    }
+
+    /// The owner of a VM whose handles cannot be read; its VMM, if it runs, runs on.
+    pub(super) fn damaged(vm: VmId, deps: Arc<Deps>, why: String, process: Option<Process>) -> Self {
+        let mut owner = Self::absent(vm, deps);
+        owner.damaged = Some(why);
+        if let Some(process) = process {
+            owner.watch(process, now_ms(), true);
         }
         owner.show();
         owner
@@ -181,6 +196,14 @@ impl Owner {
 
     /// Refuses a command of an older claim and remembers the newest epoch before anything is done for it.
     pub(super) fn admit(&mut self, fence: Fence) -> Result<(), ApiError> {
+        if let Some(why) = &self.damaged {
+            return Err(ApiError::failed_precondition(format!("the VM {} is damaged on its host: {why}", self.vm))
+                .hint("mend that file and restart the host-agent, or delete the VM"));
+        }
+        self.fence(fence)
+    }
+
+    fn fence(&mut self, fence: Fence) -> Result<(), ApiError> {
         let buried = if self.handles.is_none() { self.deps.dirs.buried(self.vm) } else { None };
         let known = self.handles.as_ref().map(|handles| handles.epoch).or(buried).unwrap_or(0);
         if fence.epoch < known {
@@ -229,13 +252,14 @@ impl Owner {
             vmlinux: self.deps.boot.vmlinux.clone(),
             initramfs: self.deps.boot.initramfs.clone(),
         };
+        let guest = Guarded::new(&tap, &launch.spec);
         let (command, lab, vm) = (self.deps.vmm.command(&launch), self.deps.lab.clone(), self.vm);
         let spawned = tokio::task::spawn_blocking(move || {
             // One that was spawned and not recorded is taken, never doubled.
             if let Some(process) = Process::find(vm) {
                 return Ok(process);
             }
-            lab.ensure_tap(&tap).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
+            lab.ensure_tap(&guest).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
             crate::files::remove_file(&dir.join(names::CHANNEL))
                 .map_err(|error| internal("an old socket is in the way", error))?;
             process::spawn(&command, &dir, lab.namespace()).map_err(|error| internal("the VMM does not start", error))
@@ -353,7 +377,7 @@ impl Owner {
 
     /// Ends the VMM and removes everything; the tombstone keeps a late command from bringing it back.
     async fn remove(&mut self, fence: Fence, queue: &mut mpsc::Receiver<Command>) -> Result<(), ApiError> {
-        self.admit(fence)?;
+        self.fence(fence)?;
         self.deps
             .dirs
             .bury(self.vm, fence.epoch)
@@ -369,14 +393,16 @@ impl Owner {
             }
         }
         let (lab, dirs, vm) = (self.deps.lab.clone(), self.deps.dirs.clone(), self.vm);
-        let tap = self.handles.as_ref().map_or_else(|| super::provision::tap(vm), |handles| handles.tap.clone());
+        let tap = super::provision::tap(vm);
+        let guest = self.handles.as_ref().map(|handles| Guarded::new(&handles.tap, &handles.spec));
         let removed = tokio::task::spawn_blocking(move || {
-            lab.remove_tap(&tap).map_err(|error| internal("the tap cannot be removed", chain(&error)))?;
+            let gone = guest.map_or_else(|| lab.remove_tap(&tap), |guest| lab.remove_guest(&guest));
+            gone.map_err(|error| internal("the tap cannot be removed", chain(&error)))?;
             runtime::fault::point("agent/vm.remove/tap");
             dirs.remove(vm).map_err(|error| internal("the VM's directory cannot be removed", error))
         });
         removed.await.map_err(|error| internal("the removal failed", error)).flatten()?;
-        self.handles = None;
+        (self.handles, self.damaged) = (None, None);
         queue.close();
         self.show();
         Ok(())
@@ -384,6 +410,13 @@ impl Owner {
 
     /// Shows what is true now.
     pub(super) fn show(&self) {
+        let pid = self.running.as_ref().map(|running| running.process.identity.pid);
+        if let Some(why) = &self.damaged {
+            self.observed.send_modify(|seen| {
+                (seen.state, seen.pid, seen.reason) = (HostVmState::Failed, pid, Some(why.clone()));
+            });
+            return;
+        }
         let Some(handles) = &self.handles else {
             self.observed.send_modify(|seen| (seen.state, seen.pid, seen.guest) = (HostVmState::Absent, None, None));
             return;
@@ -400,7 +433,7 @@ impl Owner {
             vm: self.vm,
             state,
             epoch: handles.epoch,
-            pid: self.running.as_ref().map(|running| running.process.identity.pid),
+            pid,
             guest,
             reason: ended.map(|ended| ended.reason.clone()),
             console_tail: ended.and_then(|ended| ended.console_tail.clone()),

@@ -10,7 +10,7 @@ use contract::{
 use russh::keys::{Algorithm, PrivateKey, ssh_key::LineEnding};
 
 use super::owner::{Owner, chain, internal};
-use crate::{disk, files, handles::Handles, vmm::names};
+use crate::{disk, files, handles::Handles, net::Guarded, vmm::names};
 
 /// The name of a VM's tap.
 pub(super) fn tap(vm: VmId) -> String {
@@ -49,13 +49,13 @@ impl Owner {
             return Ok(Provisioned { ssh_host_key: ssh_host_key.clone() });
         }
         handles.spec = spec.clone();
-        let (dir, disk, tap, lab) =
-            (self.deps.dirs.dir(self.vm), handles.disk.clone(), handles.tap.clone(), self.deps.lab.clone());
+        let guest = Guarded::new(&handles.tap, &spec);
+        let (dir, disk, lab) = (self.deps.dirs.dir(self.vm), handles.disk.clone(), self.deps.lab.clone());
         let made = tokio::task::spawn_blocking(move || {
             disk::clone(&image, &dir, &disk, spec.disk)?;
             runtime::fault::point("agent/vm.provision/disk");
             let ssh_host_key = settings(&dir, &spec)?;
-            lab.ensure_tap(&tap).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
+            lab.ensure_tap(&guest).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
             runtime::fault::point("agent/vm.provision/tap");
             Ok::<_, ApiError>(ssh_host_key)
         });

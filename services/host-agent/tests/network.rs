@@ -1,0 +1,136 @@
+//! Stories of a lab's network on one host, inside namespaces of the test's own: an "internet", a machine, the lab on it, and
+//! two guests whose taps are played by veth pairs.
+
+mod common;
+
+use common::Ns;
+use host_agent::{
+    config::Uplink,
+    net::{Guarded, Lab},
+};
+
+const INTERNET: &str = "198.51.100.2";
+const MACHINE: &str = "198.51.100.1";
+
+struct Stage {
+    internet: Ns,
+    machine: Ns,
+    lab: Lab,
+    inside: Ns,
+    guests: [Ns; 2],
+}
+
+impl Stage {
+    fn new(name: &str) -> Self {
+        let (internet, machine, guests) = (Ns::new(), Ns::new(), [Ns::new(), Ns::new()]);
+        machine.link("out0", &internet, "in0");
+        machine.sh(&format!("ip addr add {MACHINE}/24 dev out0; nft add table inet somebodys"));
+        internet.sh(&format!("ip addr add {INTERNET}/24 dev in0; ip addr add 169.254.169.254/32 dev lo"));
+        // Whoever is told the way could try to come in, or to reach what is link-local.
+        internet.sh(&format!("ip route add 10.77.0.0/24 via {MACHINE}"));
+        machine.sh(&format!("ip route add 169.254.169.254 via {INTERNET}"));
+
+        let host = format!("{name}-{}", std::process::id()).parse().unwrap();
+        let lab = Lab::new(&host, Uplink::Veth("100.64.77.0/30".parse().unwrap()));
+        let making = lab.clone();
+        machine.run(move || making.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &[])).unwrap();
+        machine.sh("ip route add 10.77.0.0/24 via 100.64.77.2");
+        let inside = Ns::named(lab.namespace().name());
+        for (n, guest) in guests.iter().enumerate() {
+            let guarded = guarded(n);
+            inside.link(&guarded.tap, guest, "eth0");
+            guest.sh(&format!(
+                "ip link set eth0 address {}; ip addr add {}/24 dev eth0; ip route add default via 10.77.0.1",
+                guarded.mac, guarded.address
+            ));
+            lab.ensure_tap(&guarded).unwrap();
+        }
+        Self { internet, machine, lab, inside, guests }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let lab = self.lab.clone();
+        if let Err(error) = self.machine.run(move || lab.remove()) {
+            eprintln!("a test's lab stays behind: {error}");
+        }
+    }
+}
+
+fn guarded(n: usize) -> Guarded {
+    let n = u8::try_from(n).unwrap() + 2;
+    Guarded { tap: format!("wtguest{n}"), mac: format!("02:57:0a:4d:00:0{n}"), address: [10, 77, 0, n].into() }
+}
+
+#[test]
+fn guests_reach_each_other_and_the_internet_and_nothing_of_the_machine() {
+    if let Some(why) = common::missing() {
+        println!("skipped: {why}");
+        return;
+    }
+    let stage = Stage::new("reach");
+    let [web, db] = &stage.guests;
+    for ns in [&stage.internet, &stage.machine, &stage.inside, web, db] {
+        ns.listen(7000);
+    }
+    assert_eq!(web.ask("10.77.0.3:7000").as_deref(), Some("10.77.0.2"), "VM to VM");
+    assert_eq!(web.ask(&format!("{INTERNET}:7000")).as_deref(), Some(MACHINE), "out, translated");
+    for own in [&format!("{MACHINE}:7000"), "100.64.77.1:7000", "100.64.77.2:7000", "10.77.0.1:7000"] {
+        assert_eq!(web.ask(own), None, "the host's own service at {own}");
+    }
+    assert_eq!(web.ask("169.254.169.254:7000"), None, "what is link-local");
+    assert_eq!(stage.machine.ask("169.254.169.254:7000").as_deref(), Some(MACHINE), "which is there");
+    assert_eq!(stage.internet.ask("10.77.0.2:7000"), None, "nobody comes in");
+    assert_eq!(stage.machine.ask("10.77.0.2:7000"), None, "not even the machine");
+}
+
+#[test]
+fn a_guest_with_anothers_address_or_mac_reaches_nobody() {
+    if let Some(why) = common::missing() {
+        println!("skipped: {why}");
+        return;
+    }
+    let stage = Stage::new("spoof");
+    let [web, db] = &stage.guests;
+    db.listen(7000);
+    assert!(web.ask("10.77.0.3:7000").is_some());
+
+    web.sh("ip addr flush dev eth0; ip addr add 10.77.0.9/24 dev eth0");
+    assert_eq!(web.ask("10.77.0.3:7000"), None, "a free address that is not its own");
+    web.sh("ip addr flush dev eth0; ip addr add 10.77.0.2/24 dev eth0");
+    web.sh("ip link set eth0 address 02:57:0a:4d:00:03");
+    assert_eq!(web.ask("10.77.0.3:7000"), None, "the other's MAC");
+    web.sh("ip link set eth0 address 02:57:0a:4d:00:02; ip neigh flush dev eth0");
+    assert!(web.ask("10.77.0.3:7000").is_some(), "as itself again");
+    let table = stage.inside.sh("bridge fdb show br wrbr0");
+    let foreign = table.lines().any(|line| line.contains("0a:4d:00:03") && line.contains("wtguest2"));
+    assert!(!foreign, "the bridge was not misled: {table}");
+
+    // One that is removed speaks no more, also before its tap is gone.
+    stage.lab.remove_guest(&guarded(1)).unwrap();
+    assert_eq!(web.ask("10.77.0.3:7000"), None);
+    assert!(!stage.inside.sh("nft list table bridge warren").contains("wtguest3"));
+    stage.lab.remove_guest(&guarded(1)).unwrap();
+}
+
+#[test]
+fn a_lab_made_again_keeps_its_guests_and_one_removed_leaves_the_machine_as_it_was() {
+    if let Some(why) = common::missing() {
+        println!("skipped: {why}");
+        return;
+    }
+    let stage = Stage::new("again");
+    let [web, db] = &stage.guests;
+    db.listen(7000);
+    let (lab, again) = (stage.lab.clone(), [guarded(0), guarded(1)]);
+    stage.machine.run(move || lab.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &again)).unwrap();
+    assert!(web.ask("10.77.0.3:7000").is_some());
+
+    assert!(stage.machine.sh("nft list ruleset").contains("warren-again"));
+    let lab = stage.lab.clone();
+    stage.machine.run(move || lab.remove()).unwrap();
+    assert_eq!(stage.machine.sh("nft list ruleset").trim(), "table inet somebodys {\n}");
+    assert_eq!(stage.machine.sh("ip -o link").lines().count(), 2, "lo and out0 are left");
+    assert!(!stage.lab.namespace().exists());
+}
