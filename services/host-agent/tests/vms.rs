@@ -1,0 +1,318 @@
+//! Stories of VMs on one host with real QEMU processes: commands repeated, late and reordered, an agent that dies, a VMM that
+//! dies, handles that are damaged.
+
+mod common;
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use contract::{
+    ApiError, ErrorCode, ImageId, MebiBytes, OperationId, VmId,
+    agent::{
+        Fence, HostVmState, ProvisionRequest, PublishRequest, StageRequest, StageStatus, StopRequest, VmCommand,
+        VmObservation, VmSpec,
+    },
+    guest::Request,
+    image::{ImageConfig, ImageSource},
+};
+use host_agent::{
+    config::Uplink,
+    handles::VmDirs,
+    image::{ImageOptions, ImageStore, Limits},
+    kernel::{self, BootFiles},
+    net::Lab,
+    vm::{Deps, Vms},
+    vmm::qemu::Qemu,
+};
+use tokio::sync::mpsc;
+
+const BOUND: Duration = Duration::from_secs(120);
+
+/// A host whose agent can be killed and started again.
+struct Host {
+    dir: tempfile::TempDir,
+    lab: Lab,
+    image: ImageId,
+    boot: BootFiles,
+}
+
+fn images(state: &Path) -> Arc<ImageStore> {
+    let options = ImageOptions { insecure_registries: vec![], docker_config: None, limits: Limits::default() };
+    ImageStore::open(state, options).unwrap()
+}
+
+impl Host {
+    /// A host with a published busybox image and a network; nothing when the machine lacks what VMs need.
+    async fn new(name: &str) -> Option<Self> {
+        if let Some(why) = testkit::lab::missing_for_vms() {
+            println!("skipped: {why}");
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("wlab-").tempdir().unwrap();
+        let layout = dir.path().join("layout");
+        testkit::image::busybox_image().write(&layout).unwrap();
+        let (store, image) = (images(dir.path()), ImageId::new());
+        let fence = Fence { operation: OperationId::new(), epoch: 1 };
+        let source = ImageSource::Layout { path: layout.display().to_string(), reference: None };
+        let staged = store.stage(&StageRequest { fence, source, wait_ms: 60_000 }).await.unwrap();
+        assert!(matches!(staged, StageStatus::Done { .. }), "{staged:?}");
+        store.publish(&PublishRequest { fence, image }).await.unwrap();
+
+        let host = format!("wlab-{name}-{}", std::process::id()).parse().unwrap();
+        let lab = Lab::new(&host, Uplink::None);
+        let (making, state) = (lab.clone(), dir.path().to_owned());
+        let boot = tokio::task::spawn_blocking(move || {
+            making.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &[]).unwrap();
+            let path = |name: &str| std::path::PathBuf::from(std::env::var_os(name).unwrap());
+            let (kernel, modules) = (path("WARREN_KERNEL"), path("WARREN_KERNEL_MODULES"));
+            kernel::prepare(&state, &kernel, &modules, &path("WARREN_GUEST_AGENT")).unwrap()
+        });
+        Some(Self { image, boot: boot.await.unwrap(), lab, dir })
+    }
+
+    /// An agent's part that has to do with VMs, which adopts what is there.
+    fn agent(&self) -> Agent {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (reports, reported) = mpsc::unbounded_channel();
+        let entered = runtime.enter();
+        let vms = Vms::new(Deps {
+            dirs: VmDirs::open(self.dir.path()).unwrap(),
+            state_dir: self.dir.path().to_owned(),
+            images: images(self.dir.path()),
+            lab: self.lab.clone(),
+            vmm: Box::new(Qemu::new(false)),
+            boot: self.boot.clone(),
+            reports,
+        });
+        vms.adopt().unwrap();
+        drop(entered);
+        Agent { vms, _reported: reported, runtime: Some(runtime) }
+    }
+
+    fn spec(&self, n: u8) -> VmSpec {
+        VmSpec {
+            id: VmId::new(),
+            name: format!("vm{n}").parse().unwrap(),
+            image: self.image,
+            config: ImageConfig::default(),
+            cpus: 1,
+            memory: MebiBytes(128),
+            disk: MebiBytes(128),
+            address: format!("10.77.0.{n}/24").parse().unwrap(),
+            gateway: [10, 77, 0, 1].into(),
+            mac: format!("02:57:0a:4d:00:{n:02x}"),
+            domain: "warren".into(),
+            ssh_keys: vec![],
+        }
+    }
+
+    fn vm_dir(&self, vm: VmId) -> std::path::PathBuf {
+        self.dir.path().join("vms").join(vm.to_string())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for pid in vmms(self.dir.path()) {
+            drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL));
+        }
+        if let Err(error) = self.lab.remove() {
+            eprintln!("a test's lab stays behind: {error}");
+        }
+    }
+}
+
+/// The VMMs that run below a directory.
+fn vmms(state: &Path) -> Vec<i32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        name.starts_with("qemu-system") && cwd.starts_with(state)
+    })
+    .collect()
+}
+
+struct Agent {
+    vms: Arc<Vms>,
+    _reported: mpsc::UnboundedReceiver<VmObservation>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // As a kill does: tasks end where they are, VMMs run on.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Agent {
+    /// Runs a command in the agent's own runtime.
+    async fn on<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        self.runtime.as_ref().unwrap().spawn(work).await.unwrap()
+    }
+
+    async fn provision(&self, spec: &VmSpec, epoch: i64) -> Result<(), ApiError> {
+        let (vms, request) = (self.vms.clone(), ProvisionRequest { fence: fence(epoch), spec: spec.clone() });
+        self.on(async move { vms.provision(request).await.map(drop) }).await
+    }
+
+    async fn boot(&self, vm: VmId, epoch: i64) -> Result<VmObservation, ApiError> {
+        let (vms, command) = (self.vms.clone(), command(vm, epoch));
+        self.on(async move { vms.boot(command).await }).await
+    }
+
+    async fn ready(&self, vm: VmId, epoch: i64) -> VmObservation {
+        let (vms, command) = (self.vms.clone(), command(vm, epoch));
+        self.on(async move { tokio::time::timeout(BOUND, vms.await_ready(command)).await.unwrap().unwrap() }).await
+    }
+
+    async fn stop(&self, vm: VmId, epoch: i64, grace_ms: u64) -> Result<VmObservation, ApiError> {
+        let (vms, fence) = (self.vms.clone(), fence(epoch));
+        let request = StopRequest { fence, vm, grace_ms, wait_ms: 60_000 };
+        self.on(async move { vms.stop(request).await }).await
+    }
+
+    async fn remove(&self, vm: VmId, epoch: i64) -> Result<(), ApiError> {
+        let (vms, command) = (self.vms.clone(), command(vm, epoch));
+        self.on(async move { vms.remove(command).await }).await
+    }
+
+    fn seen(&self, vm: VmId) -> Option<VmObservation> {
+        self.vms.observations().into_iter().find(|seen| seen.vm == vm)
+    }
+
+    /// Whether the guest answers over its channel.
+    async fn answers(&self, vm: VmId) -> bool {
+        let vms = self.vms.clone();
+        self.on(async move {
+            let (guest, _) = vms.guest(vm).unwrap();
+            tokio::time::timeout(Duration::from_secs(20), guest.ask(&Request::Ping))
+                .await
+                .is_ok_and(|pong| pong.is_ok())
+        })
+        .await
+    }
+}
+
+fn fence(epoch: i64) -> Fence {
+    Fence { operation: OperationId::new(), epoch }
+}
+
+fn command(vm: VmId, epoch: i64) -> VmCommand {
+    VmCommand { fence: fence(epoch), vm, wait_ms: 100_000 }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_repeated_late_and_reordered_do_no_harm() {
+    let Some(host) = Host::new("fence").await else { return };
+    let agent = host.agent();
+    let spec = host.spec(2);
+    let vm = spec.id;
+    agent.provision(&spec, 1).await.unwrap();
+    agent.provision(&spec, 1).await.unwrap();
+    let (first, second) = tokio::join!(agent.boot(vm, 1), agent.boot(vm, 1));
+    assert_eq!(first.unwrap().pid, second.unwrap().pid, "two boots, one VMM");
+    assert_eq!(agent.ready(vm, 1).await.state, HostVmState::Ready);
+    assert_eq!(vmms(host.dir.path()).len(), 1);
+
+    // The next operation has begun: what is left of the one before comes too late.
+    agent.stop(vm, 2, 10_000).await.unwrap();
+    assert_eq!(agent.boot(vm, 1).await.unwrap_err().code, ErrorCode::Aborted);
+    assert_eq!(agent.provision(&spec, 1).await.unwrap_err().code, ErrorCode::Aborted);
+    assert_eq!(agent.remove(vm, 1).await.unwrap_err().code, ErrorCode::Aborted);
+    assert_eq!(agent.seen(vm).unwrap().state, HostVmState::Off);
+    assert_eq!(vmms(host.dir.path()), [0; 0]);
+
+    // Deleted is deleted, whatever comes after, also to an agent that has restarted.
+    agent.remove(vm, 3).await.unwrap();
+    agent.remove(vm, 3).await.unwrap();
+    drop(agent);
+    let agent = host.agent();
+    assert_eq!(agent.provision(&spec, 2).await.unwrap_err().code, ErrorCode::Aborted);
+    assert_eq!(agent.provision(&spec, 3).await.unwrap_err().code, ErrorCode::Aborted);
+    assert_eq!(agent.boot(vm, 2).await.unwrap_err().code, ErrorCode::Aborted);
+    assert!(agent.seen(vm).is_none() && !host.vm_dir(vm).exists());
+    assert_eq!(host.lab.taps().unwrap(), [""; 0]);
+    assert_eq!(vmms(host.dir.path()), [0; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_died_finds_its_vm_as_it_was_or_says_that_it_died() {
+    let Some(host) = Host::new("adopt").await else { return };
+    let agent = host.agent();
+    let spec = host.spec(2);
+    let vm = spec.id;
+    agent.provision(&spec, 1).await.unwrap();
+    agent.boot(vm, 1).await.unwrap();
+    let before = agent.ready(vm, 1).await;
+    drop(agent);
+
+    let agent = host.agent();
+    let after = agent.seen(vm).unwrap();
+    assert_eq!((after.state, after.pid, &after.guest), (HostVmState::Ready, before.pid, &before.guest));
+    assert!(agent.answers(vm).await, "the guest talks to the new agent");
+    drop(agent);
+
+    // Somebody ends the VMM while no agent looks; and there are things that are not the agent's.
+    let pid = before.pid.unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
+    testkit::wait_until("the VMM's end", BOUND, async || vmms(host.dir.path()).is_empty().then_some(())).await;
+    let foreign = host.dir.path().join("vms/not-a-vm");
+    std::fs::create_dir(&foreign).unwrap();
+    let empty = host.vm_dir(VmId::new());
+    std::fs::create_dir(&empty).unwrap();
+    let mut stranger = std::process::Command::new("sleep").arg("1000").current_dir(host.vm_dir(vm)).spawn().unwrap();
+
+    let agent = host.agent();
+    let died = agent.seen(vm).unwrap();
+    assert_eq!(died.state, HostVmState::Failed);
+    assert!(died.reason.unwrap().contains("while the host-agent was away"));
+    assert!(foreign.exists(), "a foreign directory is left alone");
+    assert!(!empty.exists(), "a directory that came to nothing is removed");
+    assert!(stranger.try_wait().unwrap().is_none(), "a foreign process is left alone");
+    stranger.kill().and_then(|()| stranger.wait()).unwrap();
+    agent.boot(vm, 2).await.unwrap();
+    assert_eq!(agent.ready(vm, 2).await.state, HostVmState::Ready, "it starts again");
+    agent.remove(vm, 3).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_handles_are_damaged_keeps_its_disk_and_runs_on() {
+    let Some(host) = Host::new("damage").await else { return };
+    let agent = host.agent();
+    let spec = host.spec(2);
+    let vm = spec.id;
+    agent.provision(&spec, 1).await.unwrap();
+    agent.boot(vm, 1).await.unwrap();
+    let pid = agent.ready(vm, 1).await.pid;
+    drop(agent);
+    let file = host.vm_dir(vm).join("handles.json");
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+
+    let agent = host.agent();
+    let seen = agent.seen(vm).unwrap();
+    assert_eq!((seen.state, seen.pid), (HostVmState::Failed, pid), "it is shown, and runs on");
+    assert!(seen.reason.unwrap().contains("handles.json cannot be read"));
+    let refused = agent.boot(vm, 2).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::FailedPrecondition);
+    assert!(refused.hint.unwrap().contains("mend"));
+    assert_eq!(agent.provision(&spec, 2).await.unwrap_err().code, ErrorCode::FailedPrecondition);
+    assert!(host.vm_dir(vm).join("root.qcow2").exists() || host.vm_dir(vm).join("root.img").exists());
+    drop(agent);
+
+    std::fs::write(&file, &whole).unwrap();
+    let agent = host.agent();
+    assert_eq!(agent.seen(vm).unwrap().state, HostVmState::Ready, "mended, it is as it was");
+    drop(agent);
+
+    std::fs::write(&file, b"{}").unwrap();
+    let agent = host.agent();
+    agent.remove(vm, 2).await.unwrap();
+    assert!(!host.vm_dir(vm).exists());
+    assert_eq!(vmms(host.dir.path()), [0; 0]);
+    assert_eq!(host.lab.taps().unwrap(), [""; 0]);
+}
