@@ -113,7 +113,8 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         for pid in vmms(self.dir.path()) {
-            drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL));
+            let _ended_meanwhile =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         if let Err(error) = self.lab.remove() {
             eprintln!("a test's lab stays behind: {error}");
