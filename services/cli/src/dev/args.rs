@@ -50,6 +50,10 @@ pub struct UpArgs {
     /// How many host-agents to run, each a host of its own [default: 1, or as before]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub hosts: Option<u8>,
+    /// What the first host is called; others get NAME-2, NAME-3, …; two labs on one machine need different names
+    /// [default: local, or as before]
+    #[arg(long)]
+    pub name: Option<String>,
     /// Use this PostgreSQL instead of a private one
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use contract::{ApiError, ErrorCode};
+use contract::{ApiError, ErrorCode, HostId};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -20,10 +20,17 @@ use crate::args::Global;
 /// NATS' registered port.
 const NATS_PORT: u16 = 4222;
 
+fn default_name() -> String {
+    "local".to_owned()
+}
+
 /// What a lab is to be like.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
+    /// What its first host is called; the others have numbers behind it.
+    #[serde(default = "default_name")]
+    pub name: String,
     /// How many host-agents.
     pub hosts: u8,
     /// The port of the private NATS.
@@ -91,6 +98,10 @@ impl Plan {
             return Err(ApiError::failed_precondition(text).hint("`deploy/quickstart` installs and builds all of it"));
         };
         Ok(Self {
+            name: match &args.name {
+                Some(name) => checked_name(name)?,
+                None => before.map_or_else(default_name, |plan| plan.name.clone()),
+            },
             hosts: args.hosts.or(before.map(|plan| plan.hosts)).unwrap_or(1),
             nats_port: nats_port(before.map(|plan| plan.nats_port))?,
             external_nats,
@@ -108,6 +119,9 @@ impl Plan {
         if let Some(hosts) = args.hosts.filter(|hosts| *hosts != self.hosts) {
             return Some(format!("it has {} hosts, not {hosts}", self.hosts));
         }
+        if args.name.as_ref().is_some_and(|name| *name != self.name) {
+            return Some(format!("its hosts are called {}", self.name));
+        }
         if args.database_url.is_some() && args.database_url != self.external_database {
             return Some("it uses another database".to_owned());
         }
@@ -119,10 +133,9 @@ impl Plan {
 
     /// The ids of its hosts.
     pub fn host_ids(&self) -> Vec<String> {
-        match self.hosts {
-            1 => vec!["local".to_owned()],
-            many => (1..=many).map(|n| format!("local-{n}")).collect(),
-        }
+        // The first keeps its id, and with it its VMs, when others join.
+        let others = (2..=self.hosts).map(|n| format!("{}-{n}", self.name));
+        std::iter::once(self.name.clone()).chain(others).collect()
     }
 
     /// Where its NATS is.
@@ -134,6 +147,12 @@ impl Plan {
     pub fn database_url(&self, layout: &Layout) -> String {
         self.external_database.clone().unwrap_or_else(|| super::postgres::url(layout, super::postgres::DATABASE))
     }
+}
+
+/// A name that is a host id, also with a number behind it.
+fn checked_name(name: &str) -> Result<String, ApiError> {
+    let parsed: Result<HostId, _> = format!("{name}-32").parse();
+    parsed.map(|_| name.to_owned()).map_err(|error| ApiError::invalid_argument(format!("--name: {error}")))
 }
 
 /// The port chosen before or NATS' own where it is free, else any free one.
