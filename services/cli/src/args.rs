@@ -252,6 +252,22 @@ pub enum VmCommand {
         /// Whether to wait.
         waiting: Waiting,
     },
+    /// Pause a running VM: it keeps its memory and stands still
+    Pause {
+        /// Name or id
+        vm: String,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// Let a paused VM go on
+    Resume {
+        /// Name or id
+        vm: String,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
     /// Delete a VM with its disk, running or not
     #[command(visible_alias = "delete")]
     Rm {

@@ -72,6 +72,9 @@ pub struct VmmHandle {
     pub spawned_at_ms: u64,
     /// Whether its end is wanted, so that it counts as stopped and not as failed.
     pub stop_wanted: bool,
+    /// Whether its guest is to be paused. Written before it is done, and done again by the next agent.
+    #[serde(default)]
+    pub paused: bool,
     /// What its guest said when it was ready.
     pub guest: Option<GuestFacts>,
 }

@@ -143,6 +143,8 @@ async fn serve_vms(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::
     command!(service, host, agent::VmProvision, vms, |vms, request| vms.provision(request).await);
     command!(service, host, agent::VmBoot, vms, |vms, request| vms.boot(request).await);
     command!(service, host, agent::VmAwaitReady, vms, |vms, request| vms.await_ready(request).await);
+    command!(service, host, agent::VmPause, vms, |vms, request| vms.pause(request, true).await);
+    command!(service, host, agent::VmResume, vms, |vms, request| vms.pause(request, false).await);
     command!(service, host, agent::VmStop, vms, |vms, request| vms.stop(request).await);
     command!(service, host, agent::VmRemove, vms, |vms, request| vms.remove(request).await.map(empty));
     command!(service, host, agent::VmList, vms, |vms, _request| Ok::<_, ApiError>(agent::Observations {

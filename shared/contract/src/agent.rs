@@ -198,6 +198,8 @@ pub enum HostVmState {
     Booting,
     /// Its guest is ready.
     Ready,
+    /// Its guest was ready, and its processors stand still.
+    Paused,
     /// Its VMM ended by itself with an error, was killed by somebody, or its guest did not get ready in time.
     Failed,
 }
@@ -259,6 +261,10 @@ agent_verbs! {
     VmBoot = "vm.boot", deadline::AGENT, VmCommand => VmObservation;
     /// Waits for a VM's guest to be ready, or to fail.
     VmAwaitReady = "vm.await_ready", deadline::AGENT, VmCommand => VmObservation;
+    /// Pauses a running VM's guest.
+    VmPause = "vm.pause", deadline::AGENT, VmCommand => VmObservation;
+    /// Resumes a paused one, and sets its clock.
+    VmResume = "vm.resume", deadline::AGENT, VmCommand => VmObservation;
     /// Stops a VM's VMM.
     VmStop = "vm.stop", deadline::AGENT, StopRequest => VmObservation;
     /// Ends a VM's VMM and removes all the host has of it.

@@ -37,6 +37,8 @@ pub enum VmState {
     Starting,
     /// Its VMM runs and its guest was ready.
     Running,
+    /// Its guest's processors stand still; it keeps its memory.
+    Paused,
     /// A stop is under way.
     Stopping,
     /// Its VMM has ended as asked, or its guest powered off.
@@ -49,8 +51,16 @@ pub enum VmState {
 
 impl VmState {
     /// All states.
-    pub const ALL: [Self; 7] =
-        [Self::Creating, Self::Starting, Self::Running, Self::Stopping, Self::Stopped, Self::Failed, Self::Deleting];
+    pub const ALL: [Self; 8] = [
+        Self::Creating,
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Failed,
+        Self::Deleting,
+    ];
 
     /// The state as it stands on the wire and in the database.
     pub fn as_str(self) -> &'static str {
@@ -58,6 +68,7 @@ impl VmState {
             Self::Creating => "creating",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
@@ -335,6 +346,10 @@ verbs! {
     Stop = "warren.vm.stop", true, deadline::WAITING, LifecycleRequest => Operation;
     /// Stops and starts a VM under one claim. Operation `vm.restart`.
     Restart = "warren.vm.restart", true, deadline::WAITING, LifecycleRequest => Operation;
+    /// Pauses a running VM; it keeps its memory and its claim on the host. Operation `vm.pause`.
+    Pause = "warren.vm.pause", true, deadline::WAITING, LifecycleRequest => Operation;
+    /// Resumes a paused VM and sets its clock. Operation `vm.resume`.
+    Resume = "warren.vm.resume", true, deadline::WAITING, LifecycleRequest => Operation;
     /// Deletes a VM with its disk, running or not. Operation `vm.delete`.
     Delete = "warren.vm.delete", true, deadline::WAITING, LifecycleRequest => Operation;
 }

@@ -63,6 +63,12 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
         VmCommand::Restart { vm, force, waiting } => {
             lifecycle::<vm::Restart>(global, format, request(vm, force), waiting.no_wait, "runs again").await
         }
+        VmCommand::Pause { vm, waiting } => {
+            lifecycle::<vm::Pause>(global, format, request(vm, false), waiting.no_wait, "is paused").await
+        }
+        VmCommand::Resume { vm, waiting } => {
+            lifecycle::<vm::Resume>(global, format, request(vm, false), waiting.no_wait, "goes on").await
+        }
         VmCommand::Rm { vm, force, waiting } => {
             lifecycle::<vm::Delete>(global, format, request(vm, force), waiting.no_wait, "is gone").await
         }

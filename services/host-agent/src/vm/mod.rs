@@ -48,6 +48,8 @@ pub struct Deps {
 enum Command {
     Provision(Box<ProvisionRequest>, oneshot::Sender<Result<Provisioned, ApiError>>),
     Boot(Fence, oneshot::Sender<Result<(), ApiError>>),
+    /// Pauses the guest, or resumes it.
+    Pause(Fence, bool, oneshot::Sender<Result<(), ApiError>>),
     /// Only checks the fence, for commands that then watch.
     Admit(Fence, oneshot::Sender<Result<(), ApiError>>),
     Stop(Fence, Duration, oneshot::Sender<Result<(), ApiError>>),
@@ -139,6 +141,15 @@ impl Vms {
         Ok(observe(handle, command.wait_ms, |state| state != HostVmState::Booting).await)
     }
 
+    /// Pauses a running VM's guest, or resumes it; a repeat is fine.
+    ///
+    /// # Errors
+    /// A stale epoch, a VM that does not run, a VMM that does not answer.
+    pub async fn pause(&self, command: VmCommand, paused: bool) -> Result<VmObservation, ApiError> {
+        let ((), handle) = self.send(command.vm, |answer| Command::Pause(command.fence, paused, answer)).await?;
+        Ok(handle.observed.borrow().clone())
+    }
+
     /// Stops a VM and waits until it is off.
     ///
     /// # Errors
@@ -146,7 +157,7 @@ impl Vms {
     pub async fn stop(&self, request: StopRequest) -> Result<VmObservation, ApiError> {
         let grace = Duration::from_millis(request.grace_ms);
         let ((), handle) = self.send(request.vm, |answer| Command::Stop(request.fence, grace, answer)).await?;
-        let off = |state| !matches!(state, HostVmState::Booting | HostVmState::Ready);
+        let off = |state| !matches!(state, HostVmState::Booting | HostVmState::Ready | HostVmState::Paused);
         Ok(observe(handle, request.wait_ms, off).await)
     }
 

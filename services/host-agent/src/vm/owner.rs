@@ -1,8 +1,8 @@
 //! The task that owns one VM: it alone changes the VM's handles and kernel objects.
 //!
 //! ```text
-//!            provision           boot              guest is ready
-//!   Absent ────────────► Off ────────────► Booting ───────────────► Ready
+//!            provision           boot              guest is ready        pause
+//!   Absent ────────────► Off ────────────► Booting ───────────────► Ready ◄─────► Paused
 //!     ▲                   ▲ ▲                 │ not ready in time,     │
 //!     │      remove       │ └── stop, guest's ├──── ended with an error│
 //!     └── from anywhere   │     power-off     ▼                        │
@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -34,6 +35,7 @@ use crate::{
     vmm::{
         Launch, names,
         process::{self, Exit, Process},
+        qmp,
     },
 };
 
@@ -120,7 +122,10 @@ impl Owner {
         let ready = handles.vmm.as_ref().is_some_and(|vmm| vmm.guest.is_some());
         owner.handles = Some(handles);
         match (process, boot) {
-            (Some(process), Some(boot)) => owner.watch(process, boot, ready),
+            (Some(process), Some(boot)) => {
+                owner.watch(process, boot, ready);
+                owner.assert_paused();
+            }
             (None, Some(_)) => owner.ended(Exit::Unknown),
             (_, None) => {}
         }
@@ -183,6 +188,11 @@ impl Owner {
                 self.show();
                 reply(answer, outcome);
             }
+            Command::Pause(fence, paused, answer) => {
+                let outcome = self.pause(fence, paused).await;
+                self.show();
+                reply(answer, outcome);
+            }
             Command::Admit(fence, answer) => reply(answer, self.admit(fence)),
             Command::Stop(fence, grace, answer) => {
                 let outcome = self.stop(fence, grace);
@@ -239,7 +249,8 @@ impl Owner {
         };
         let boot = now_ms();
         handles.ended = None;
-        handles.vmm = Some(VmmHandle { process: None, spawned_at_ms: boot, stop_wanted: false, guest: None });
+        handles.vmm =
+            Some(VmmHandle { process: None, spawned_at_ms: boot, stop_wanted: false, paused: false, guest: None });
         let (spec, disk, tap) = (handles.spec.clone(), handles.disk.clone(), handles.tap.clone());
         self.save()?;
         runtime::fault::point("agent/vm.boot/before-spawn");
@@ -260,8 +271,10 @@ impl Owner {
                 return Ok(process);
             }
             lab.ensure_tap(&guest).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
-            crate::files::remove_file(&dir.join(names::CHANNEL))
-                .map_err(|error| internal("an old socket is in the way", error))?;
+            for socket in [names::CHANNEL, names::MONITOR] {
+                crate::files::remove_file(&dir.join(socket))
+                    .map_err(|error| internal("an old socket is in the way", error))?;
+            }
             process::spawn(&command, &dir, lab.namespace()).map_err(|error| internal("the VMM does not start", error))
         });
         let process = match spawned.await.map_err(|error| internal("the VMM's start failed", error)).flatten() {
@@ -359,6 +372,43 @@ impl Owner {
         }
     }
 
+    /// Pauses or resumes the guest.
+    async fn pause(&mut self, fence: Fence, paused: bool) -> Result<(), ApiError> {
+        self.admit(fence)?;
+        let vmm = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut());
+        let (Some(running), Some(vmm)) = (&self.running, vmm) else {
+            return Err(ApiError::failed_precondition(format!("the VM {} does not run", self.vm)));
+        };
+        let guest = running.guest.clone();
+        let was = std::mem::replace(&mut vmm.paused, paused);
+        self.save()?;
+        runtime::fault::point("agent/vm.pause/recorded");
+        if let Err(error) = qmp::set_paused(&self.deps.dirs.dir(self.vm), paused).await {
+            if let Some(vmm) = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut()) {
+                vmm.paused = was;
+            }
+            self.save()?;
+            return Err(ApiError::unavailable(format!("the VMM does not answer: {error}"))
+                .hint("a VMM that an older host-agent started cannot be paused: restart the VM"));
+        }
+        if !paused {
+            // Its clock stood still.
+            tokio::spawn(set_clock(guest));
+        }
+        Ok(())
+    }
+
+    /// Makes an adopted guest as paused as its handles say: the agent before may have died in between.
+    fn assert_paused(&self) {
+        let Some(vmm) = self.handles.as_ref().and_then(|handles| handles.vmm.as_ref()) else { return };
+        let (dir, paused) = (self.deps.dirs.dir(self.vm), vmm.paused);
+        tokio::spawn(async move {
+            if let Err(error) = qmp::set_paused(&dir, paused).await {
+                tracing::warn!(%error, dir = %dir.display(), paused, "an adopted VMM's monitor does not answer");
+            }
+        });
+    }
+
     fn stop(&mut self, fence: Fence, grace: Duration) -> Result<(), ApiError> {
         self.admit(fence)?;
         let Some(running) = &mut self.running else { return Ok(()) };
@@ -370,7 +420,11 @@ impl Owner {
                 earlier.abort();
             }
             let (process, guest) = (running.process.clone(), running.guest.clone());
-            running.stopper = Some(tokio::spawn(power_off(process, guest, grace)).abort_handle());
+            // A guest that is paused cannot power itself off.
+            let vmm = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut());
+            let paused = vmm.is_some_and(|vmm| std::mem::take(&mut vmm.paused));
+            let wake = paused.then(|| self.deps.dirs.dir(self.vm));
+            running.stopper = Some(tokio::spawn(power_off(process, guest, grace, wake)).abort_handle());
         }
         self.save()
     }
@@ -423,7 +477,9 @@ impl Owner {
         };
         let guest = handles.vmm.as_ref().and_then(|vmm| vmm.guest.clone());
         let ended = handles.ended.as_ref();
+        let paused = handles.vmm.as_ref().is_some_and(|vmm| vmm.paused);
         let state = match (&self.running, &guest, ended) {
+            (Some(_), Some(_), _) if paused => HostVmState::Paused,
             (Some(_), Some(_), _) => HostVmState::Ready,
             (Some(_), None, _) => HostVmState::Booting,
             (None, _, Some(Ended { clean: false, .. })) => HostVmState::Failed,
@@ -442,9 +498,23 @@ impl Owner {
     }
 }
 
+/// Sets the guest's clock to the host's.
+async fn set_clock(guest: Guest) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX);
+    if let Err(error) = guest.ask(&Request::Clock(now)).await {
+        tracing::warn!(%error, "a resumed guest's clock is behind");
+    }
+}
+
 /// Asks the guest to power off, then ends the VMM, each with its time.
-async fn power_off(process: Arc<Process>, guest: Guest, grace: Duration) {
+async fn power_off(process: Arc<Process>, guest: Guest, grace: Duration, wake: Option<PathBuf>) {
     if !grace.is_zero() {
+        if let Some(dir) = wake
+            && let Err(error) = qmp::set_paused(&dir, false).await
+        {
+            tracing::warn!(%error, "a paused guest cannot be asked to power off");
+        }
         let asked = tokio::time::timeout(grace, async {
             match guest.ask(&Request::PowerOff).await {
                 // The stream is kept open until the guest is off.

@@ -3,6 +3,7 @@
 pub mod probe;
 pub mod process;
 pub mod qemu;
+pub mod qmp;
 
 use std::path::PathBuf;
 
@@ -35,6 +36,8 @@ pub mod names {
     pub const CONSOLE: &str = "console.log";
     /// The socket of the host-guest channel.
     pub const CHANNEL: &str = "channel.sock";
+    /// The socket of the VMM's monitor.
+    pub const MONITOR: &str = "monitor.sock";
     /// The VMM's own output.
     pub const VMM_LOG: &str = "vmm.log";
     /// The ssh host key's private half.

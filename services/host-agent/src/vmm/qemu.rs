@@ -89,6 +89,7 @@ impl Vmm for Qemu {
         add("-chardev", format!("socket,id=channel,path={},server=on,wait=off", names::CHANNEL));
         add("-device", format!("virtserialport,chardev=channel,name={}", contract::guest::PORT));
         add("-device", "virtio-rng-device".to_owned());
+        add("-qmp", format!("unix:{},server=on,wait=off", names::MONITOR));
         command
     }
 }

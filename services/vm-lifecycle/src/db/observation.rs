@@ -43,7 +43,7 @@ pub async fn observation_apply(store: &Store, host: &HostId, seen: &VmObservatio
     let was: VmState = parsed(&row, "state")?;
     let Ok(Transition::To(now)) = state::apply(was, Event::Seen(seen.state)) else { return Ok(false) };
     let reason = match seen.state {
-        HostVmState::Ready | HostVmState::Booting => None,
+        HostVmState::Ready | HostVmState::Booting | HostVmState::Paused => None,
         HostVmState::Absent => Some(ABSENT.to_owned()),
         HostVmState::Off => Some(seen.reason.clone().unwrap_or_else(|| "its guest powered off".to_owned())),
         HostVmState::Failed => Some(seen.reason.clone().unwrap_or_else(|| "its VMM ended".to_owned())),
@@ -70,7 +70,7 @@ pub async fn observation_missing(
     let ids: Vec<Uuid> = listed.iter().map(|seen| seen.vm.0).collect();
     let statement = client
         .prepare_cached(
-            "select v.id, v.host_epoch from vm.vm v where v.host_id = $1 and v.state in ('running', 'stopped') \
+            "select v.id, v.host_epoch from vm.vm v where v.host_id = $1 and v.state in ('running', 'paused', 'stopped') \
              and not v.id = any($2) and v.changed_at < clock_timestamp() - make_interval(secs => $3)",
         )
         .await?;

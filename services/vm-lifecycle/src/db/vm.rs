@@ -225,7 +225,7 @@ pub(super) async fn vm_write_in_txn(
                         then 0 else least(v.restarts, 30) end))) end, \
                 restarts = case when v.state = 'running' and $2 <> v.state \
                     and v.ready_at < clock_timestamp() - make_interval(secs => $10) then 0 else v.restarts end, \
-                ready_at = case when $2 = 'running' and v.state <> $2 then clock_timestamp() else v.ready_at end, \
+                ready_at = case when $2 = 'running' and v.state not in ($2, 'paused') then clock_timestamp() else v.ready_at end, \
                 changed_at = clock_timestamp() \
              from vm.lease l where v.id = $1 and l.vm_id = v.id returning v.name, v.host_id, host(l.address) as address",
         )
@@ -248,7 +248,7 @@ pub(super) async fn vm_write_in_txn(
             ],
         )
         .await?;
-    if was != now && matches!(now, VmState::Running | VmState::Stopped | VmState::Failed) {
+    if was != now && matches!(now, VmState::Running | VmState::Paused | VmState::Stopped | VmState::Failed) {
         let mut data = json!({
             "name": row.try_get::<_, String>("name")?,
             "state": now,

@@ -17,7 +17,7 @@ use ipnet::Ipv4Net;
 use operations::Submitter;
 use store::Store;
 
-use crate::kinds::{Delete, Lab, Restart, Start, Stop};
+use crate::kinds::{Delete, Lab, Pause, Restart, Resume, Start, Stop};
 
 /// What handlers work with.
 pub struct App {
@@ -58,6 +58,8 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<vm::Start, _>(service, app, lifecycle::handle::<Start>).await?;
     serve::<vm::Stop, _>(service, app, lifecycle::handle::<Stop>).await?;
     serve::<vm::Restart, _>(service, app, lifecycle::handle::<Restart>).await?;
+    serve::<vm::Pause, _>(service, app, lifecycle::handle::<Pause>).await?;
+    serve::<vm::Resume, _>(service, app, lifecycle::handle::<Resume>).await?;
     serve::<vm::Delete, _>(service, app, lifecycle::handle::<Delete>).await?;
     serve::<host::Register, _>(service, app, register::handle).await?;
     serve::<host::Heartbeat, _>(service, app, heartbeat::handle).await?;

@@ -6,7 +6,7 @@ use contract::{
     AgentVerb, ApiError, ErrorCode, HostId, VmId, VmName,
     agent::{
         HostVmState, ProvisionRequest, Provisioned, StopRequest, VmAwaitReady, VmBoot, VmCommand, VmObservation,
-        VmProvision, VmRemove, VmSpec, VmStop,
+        VmPause, VmProvision, VmRemove, VmResume, VmSpec, VmStop,
     },
     deadline,
     guest::GuestFacts,
@@ -69,7 +69,7 @@ pub async fn boot(cx: &Context, target: Target<'_>) -> Result<(), StepError> {
     let request = VmCommand { fence: cx.fence(), vm: target.vm, wait_ms: 0 };
     let seen = command::<VmBoot>(cx, target.host, &request).await?;
     match seen.state {
-        HostVmState::Booting | HostVmState::Ready => Ok(()),
+        HostVmState::Booting | HostVmState::Ready | HostVmState::Paused => Ok(()),
         HostVmState::Absent | HostVmState::Off | HostVmState::Failed => Err(boot_failed(target, &seen)),
     }
 }
@@ -81,7 +81,7 @@ pub async fn await_ready(cx: &Context, target: Target<'_>) -> Result<GuestFacts,
         let request = VmCommand { fence: cx.fence(), vm: target.vm, wait_ms: deadline::AGENT_POLL_MS };
         let seen = command::<VmAwaitReady>(cx, target.host, &request).await?;
         match seen.state {
-            HostVmState::Ready => return Ok(seen.guest.unwrap_or_default()),
+            HostVmState::Ready | HostVmState::Paused => return Ok(seen.guest.unwrap_or_default()),
             // The agent holds the reply; a pause keeps one that does not from being asked without end.
             HostVmState::Booting => tokio::time::sleep(POLL_PAUSE).await,
             HostVmState::Absent | HostVmState::Off | HostVmState::Failed => return Err(boot_failed(target, &seen)),
@@ -115,8 +115,18 @@ pub async fn stop(cx: &Context, target: Target<'_>, grace: Duration) -> Result<(
         let seen = command::<VmStop>(cx, target.host, &request).await?;
         match seen.state {
             HostVmState::Off | HostVmState::Failed | HostVmState::Absent => return Ok(()),
-            HostVmState::Booting | HostVmState::Ready => tokio::time::sleep(POLL_PAUSE).await,
+            HostVmState::Booting | HostVmState::Ready | HostVmState::Paused => tokio::time::sleep(POLL_PAUSE).await,
         }
+    }
+}
+
+/// Pauses the VM's guest, or resumes it.
+pub async fn pause(cx: &Context, target: Target<'_>, paused: bool) -> Result<(), StepError> {
+    let request = VmCommand { fence: cx.fence(), vm: target.vm, wait_ms: 0 };
+    if paused {
+        command::<VmPause>(cx, target.host, &request).await.map(drop)
+    } else {
+        command::<VmResume>(cx, target.host, &request).await.map(drop)
     }
 }
 

@@ -4,6 +4,7 @@ mod agent;
 pub mod create;
 pub mod delete;
 mod image;
+mod pause;
 mod power;
 mod rows;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::db::reservation::Reservations;
 
 pub use delete::Delete;
+pub use pause::{Pause, Resume};
 pub use power::{Restart, Start, Stop};
 
 /// What the kinds share.
@@ -49,5 +51,7 @@ pub fn register(engine: EngineBuilder, lab: &Arc<Lab>) -> EngineBuilder {
         .kind(Start(lab.clone()))
         .kind(Stop(lab.clone()))
         .kind(Restart(lab.clone()))
+        .kind(Pause(lab.clone()))
+        .kind(Resume(lab.clone()))
         .kind(Delete(lab.clone()))
 }

@@ -21,6 +21,7 @@ fn running(vm: &Vm) -> Result<(), ApiError> {
     let name = &vm.name;
     let hint = match vm.state {
         VmState::Running => return Ok(()),
+        VmState::Paused => format!("`warren vm resume {name}` lets it go on"),
         VmState::Stopped | VmState::Failed => format!("`warren vm start {name}` starts it"),
         VmState::Creating | VmState::Starting => format!("`warren vm show {name}` tells when it is running"),
         VmState::Stopping => format!("once it has stopped, `warren vm start {name}` starts it"),

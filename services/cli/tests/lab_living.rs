@@ -1,0 +1,121 @@
+//! A VM lives on: through a pause, and through its host-agent's death under an open ssh session.
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use common::{busybox_layout, lab_or_skip, refused};
+use serde_json::Value;
+use testkit::{
+    lab::{Lab, LabOptions},
+    wait_until,
+};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+async fn show(lab: &Lab) -> Value {
+    serde_json::from_str(&lab.must(&["vm", "show", "web", "-o", "json"]).await).unwrap()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_vm_stands_still_keeps_its_memory_and_knows_the_time_when_it_goes_on() {
+    let Some(mut lab) = lab_or_skip(LabOptions::default()).await else { return };
+    let layout = busybox_layout(&lab.scratch());
+    lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
+    lab.must(&["vm", "create", "web", "--image", "bb", "--memory", "128M", "--disk", "256M"]).await;
+    lab.must(&["exec", "web", "--", "sh", "-c", "mount -t tmpfs m /tmp; echo kept > /tmp/memory"]).await;
+    refused(&lab, &["vm", "resume", "missing"], "not_found", 3).await;
+    lab.must(&["vm", "resume", "web"]).await;
+
+    lab.must(&["vm", "pause", "web"]).await;
+    lab.must(&["vm", "pause", "web"]).await;
+    let paused = show(&lab).await;
+    assert_eq!(paused["state"], "paused");
+    refused(&lab, &["exec", "web", "--", "true"], "failed_precondition", 5).await;
+    refused(&lab, &["vm", "start", "web"], "failed_precondition", 5).await;
+
+    // An agent that dies meanwhile finds it as it was, and the row agrees.
+    let host = lab.hosts()[0].clone();
+    lab.kill(&host);
+    lab.start_process(&host, &[]);
+    lab.wait_ready().await;
+    assert_eq!(show(&lab).await["state"], "paused");
+
+    lab.must(&["vm", "resume", "web"]).await;
+    let resumed = show(&lab).await;
+    assert_eq!((&resumed["state"], &resumed["ready_at"]), (&Value::from("running"), &paused["ready_at"]));
+    assert_eq!(lab.must(&["exec", "web", "--", "cat", "/tmp/memory"]).await, "kept\n");
+    wait_until("the guest's clock", BOUND, async || {
+        let guest: u64 = lab.must(&["exec", "web", "--", "date", "+%s"]).await.trim().parse().unwrap();
+        (now().abs_diff(guest) <= 2).then_some(())
+    })
+    .await;
+
+    // Paused it can be stopped in peace, and deleted at once.
+    lab.must(&["vm", "pause", "web"]).await;
+    lab.must(&["vm", "stop", "web"]).await;
+    assert_eq!(show(&lab).await["state"], "stopped");
+    refused(&lab, &["vm", "pause", "web"], "failed_precondition", 5).await;
+    lab.must(&["vm", "start", "web"]).await;
+    lab.must(&["vm", "pause", "web"]).await;
+    lab.must(&["vm", "rm", "web"]).await;
+    assert_eq!(lab.residue().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_agent_is_replaced_under_an_open_ssh_session_and_no_tick_is_lost() {
+    let Some(mut lab) = lab_or_skip(LabOptions::default()).await else { return };
+    let dir = lab.scratch();
+    let layout = busybox_layout(&dir);
+    let key = dir.join("key");
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
+    assert!(made.success());
+    lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
+    let public = dir.join("key.pub").display().to_string();
+    lab.must(&["vm", "create", "web", "--image", "bb", "--memory", "128M", "--disk", "256M", "--ssh-key", &public])
+        .await;
+    let vm = show(&lab).await;
+    let host = lab.hosts()[0].clone();
+
+    // To the VM's own address, from inside the lab's network: what a colleague's VM would do.
+    let mut session = Command::new("nsenter")
+        .arg(format!("--net=/run/netns/warren-{host}"))
+        .args(["ssh", "-i"])
+        .arg(&key)
+        .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"])
+        .args(["-p", &vm["ssh_port"].to_string()])
+        .arg(format!("root@{}", vm["address"].as_str().unwrap()))
+        .arg("i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo $i; sleep 0.05; done")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(session.stdout.take().unwrap());
+    let (sender, mut ticks) = tokio::sync::mpsc::unbounded_channel();
+    let reader = std::thread::spawn(move || output.lines().try_for_each(|line| sender.send(line.unwrap())));
+    let first = tokio::time::timeout(BOUND, ticks.recv()).await.expect("the session begins").unwrap();
+    assert_eq!(first, "1");
+    for _ in 0..2 {
+        lab.kill(&host);
+        lab.start_process(&host, &[]);
+        lab.wait_ready().await;
+    }
+    let mut seen = 1;
+    while let Some(tick) = tokio::time::timeout(BOUND, ticks.recv()).await.expect("ticks go on") {
+        seen += 1;
+        assert_eq!(tick, seen.to_string());
+    }
+    assert_eq!(seen, 400, "every tick arrived, in order");
+    assert!(session.wait().unwrap().success());
+    reader.join().unwrap().unwrap();
+    lab.must(&["vm", "rm", "web"]).await;
+    assert_eq!(lab.residue().await, Vec::<String>::new());
+}
