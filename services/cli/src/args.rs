@@ -196,6 +196,46 @@ pub struct CreateArgs {
     pub waiting: Waiting,
 }
 
+/// `warren vm set`
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// Name or id
+    pub vm: String,
+    /// A new name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Virtual CPUs
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    /// Memory, e.g. 512M
+    #[arg(long)]
+    pub memory: Option<String>,
+    /// Disk, e.g. 4G; it only grows
+    #[arg(long)]
+    pub disk: Option<String>,
+    /// A label to set; may be repeated
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub label: Vec<String>,
+    /// A label to take away; may be repeated
+    #[arg(long, value_name = "KEY")]
+    pub remove_label: Vec<String>,
+    /// What happens when it ends although nobody stopped it: no, on-failure, always
+    #[arg(long)]
+    pub restart: Option<String>,
+    /// Delete it after this time from now, e.g. 90m; `off` takes that back
+    #[arg(long, value_name = "TIME")]
+    pub ttl: Option<String>,
+    /// Whether to refuse to delete it
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
+    pub deletion_protection: Option<String>,
+    /// Only tell what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
 /// `warren vm …`
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
@@ -248,6 +288,18 @@ pub enum VmCommand {
         /// End it at once, without asking the guest
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// Change a VM, all or nothing, and tell when each change takes effect
+    Set(SetArgs),
+    /// Give a VM another name
+    Rename {
+        /// Name or id
+        vm: String,
+        /// The new name
+        name: String,
         #[command(flatten)]
         /// Whether to wait.
         waiting: Waiting,

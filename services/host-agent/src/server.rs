@@ -143,6 +143,7 @@ async fn serve_vms(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::
     command!(service, host, agent::VmProvision, vms, |vms, request| vms.provision(request).await);
     command!(service, host, agent::VmBoot, vms, |vms, request| vms.boot(request).await);
     command!(service, host, agent::VmAwaitReady, vms, |vms, request| vms.await_ready(request).await);
+    command!(service, host, agent::VmAdjust, vms, |vms, request| vms.adjust(request).await.map(empty));
     command!(service, host, agent::VmPause, vms, |vms, request| vms.pause(request, true).await);
     command!(service, host, agent::VmResume, vms, |vms, request| vms.pause(request, false).await);
     command!(service, host, agent::VmStop, vms, |vms, request| vms.stop(request).await);

@@ -10,6 +10,7 @@ use contract::{
 };
 use serde_json::{Value, json};
 use testkit::wait_until;
+use vm_lifecycle::db::change::{self, ChangeError};
 
 async fn names(lab: &Lab, filter: Value) -> Vec<String> {
     let list = lab.call::<vm::List>(filter, None).await.unwrap();
@@ -146,4 +147,28 @@ async fn a_protected_vm_is_not_deleted() {
     assert!(refused.hint.unwrap().contains("deletion-protection"));
     assert_eq!(lab.vm("web").await.state, VmState::Running);
     assert_eq!(lab.count("select count(*) from operations.operation where kind = 'vm.delete'").await, 0);
+}
+
+#[tokio::test]
+async fn a_change_holds_what_it_takes_and_gives_back_what_it_leaves() {
+    let lab = Lab::start().await;
+    let _agent = lab.host("h1", roomy()).await;
+    lab.create("web", json!({ "memory": "512M" })).await.unwrap();
+    lab.create("db", json!({})).await.unwrap();
+    let store = store::Store::connect(&lab.config.database_url, lab.config.pool).await.unwrap();
+    let web = lab.vm("web").await;
+    let mut wanted = vm_lifecycle::domain::plan::Wanted::of(&web);
+    (wanted.cpus, wanted.memory) = (3, contract::MebiBytes(256));
+    for _ in 0..2 {
+        change::vm_change(&store, web.id, 99, &wanted).await.unwrap();
+        let host = lab.listed_host("h1").await;
+        assert_eq!((host.allocated.cpus, host.allocated.memory.0), (4, 512), "a repeat changes nothing more");
+    }
+    assert!(matches!(change::vm_change(&store, web.id, 98, &wanted).await, Err(ChangeError::Stale)));
+    wanted.name = "db".parse().unwrap();
+    assert!(matches!(change::vm_change(&store, web.id, 99, &wanted).await, Err(ChangeError::NameTaken(_))));
+    (wanted.name, wanted.cpus) = (web.name.clone(), 64);
+    assert!(matches!(change::vm_change(&store, web.id, 99, &wanted).await, Err(ChangeError::NoRoom(_))));
+    assert_eq!(lab.listed_host("h1").await.allocated.cpus, 4);
+    assert_eq!(lab.vm("web").await.cpus, 3);
 }

@@ -172,6 +172,24 @@ pub struct VmCommand {
     pub wait_ms: u64,
 }
 
+/// Changes what a VM is to be from its next start on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdjustRequest {
+    /// The operation.
+    pub fence: Fence,
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: MebiBytes,
+    /// Disk.
+    pub disk: MebiBytes,
+}
+
 /// Stops a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -261,6 +279,8 @@ agent_verbs! {
     VmBoot = "vm.boot", deadline::AGENT, VmCommand => VmObservation;
     /// Waits for a VM's guest to be ready, or to fail.
     VmAwaitReady = "vm.await_ready", deadline::AGENT, VmCommand => VmObservation;
+    /// Changes what a VM is to be from its next start on.
+    VmAdjust = "vm.adjust", deadline::AGENT, AdjustRequest => Empty;
     /// Pauses a running VM's guest.
     VmPause = "vm.pause", deadline::AGENT, VmCommand => VmObservation;
     /// Resumes a paused one, and sets its clock.

@@ -5,6 +5,7 @@
 //! replies and events tolerate them, so that an older reader understands a newer writer.
 
 pub mod agent;
+pub mod change;
 pub mod config_drive;
 pub mod deadline;
 pub mod error;

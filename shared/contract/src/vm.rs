@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::{
+    change::{SetReply, SetRequest},
     deadline,
     id::{HostId, ImageId, OperationId, VmId},
     label::{LabelSelector, Labels},
@@ -350,6 +351,8 @@ verbs! {
     Pause = "warren.vm.pause", true, deadline::WAITING, LifecycleRequest => Operation;
     /// Resumes a paused VM and sets its clock. Operation `vm.resume`.
     Resume = "warren.vm.resume", true, deadline::WAITING, LifecycleRequest => Operation;
+    /// Changes a VM, all or nothing, and tells what that means field by field. Operation `vm.set`.
+    Set = "warren.vm.set", true, deadline::WAITING, SetRequest => SetReply;
     /// Deletes a VM with its disk, running or not. Operation `vm.delete`.
     Delete = "warren.vm.delete", true, deadline::WAITING, LifecycleRequest => Operation;
 }

@@ -4,6 +4,7 @@ pub mod exec;
 pub mod host;
 pub mod image;
 pub mod operation;
+mod set;
 pub mod ssh;
 pub mod vm;
 

@@ -13,7 +13,7 @@ use contract::{
 use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{parse, parse_some};
+use super::{parse, parse_some, set};
 use crate::{
     args::{CreateArgs, Global, VmCommand},
     client::Client,
@@ -63,6 +63,8 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
         VmCommand::Restart { vm, force, waiting } => {
             lifecycle::<vm::Restart>(global, format, request(vm, force), waiting.no_wait, "runs again").await
         }
+        VmCommand::Set(args) => set::run(global, format, args).await,
+        VmCommand::Rename { vm, name, waiting } => set::rename(global, format, vm, &name, waiting).await,
         VmCommand::Pause { vm, waiting } => {
             lifecycle::<vm::Pause>(global, format, request(vm, false), waiting.no_wait, "is paused").await
         }
@@ -108,7 +110,7 @@ fn labels(texts: &[String]) -> Result<Labels, ApiError> {
 }
 
 /// A time such as `90m` or `7days`, in whole seconds.
-fn seconds(text: &str) -> Result<u64, ApiError> {
+pub(super) fn seconds(text: &str) -> Result<u64, ApiError> {
     humantime::parse_duration(text).map(|time| time.as_secs()).map_err(|error| {
         ApiError::invalid_argument(format!("{text:?} is no time: {error}")).hint("write it like 90s, 15m, 2h or 7days")
     })

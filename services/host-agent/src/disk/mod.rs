@@ -65,6 +65,22 @@ pub fn clone(image: &Path, dir: &Path, disk: &DiskHandle, size: MebiBytes) -> Re
     made.map_err(|error| failed(&path, &error))
 }
 
+/// Grows a disk that is not in use to a size; one that is as large already stays.
+///
+/// # Errors
+/// `resource_exhausted` when the disk is full.
+pub fn grow(dir: &Path, disk: &DiskHandle, size: MebiBytes) -> Result<(), ApiError> {
+    let path = dir.join(&disk.file);
+    let grown = match disk.format.as_str() {
+        "raw" => OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|file| if file.metadata()?.len() < size.bytes() { file.set_len(size.bytes()) } else { Ok(()) }),
+        _ => qcow2::grow(&path, size.bytes()),
+    };
+    grown.map_err(|error| failed(&path, &error))
+}
+
 fn raw(image: &Path, path: &Path, size: MebiBytes) -> io::Result<()> {
     let to = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
     reflink(&File::open(image)?, &to)?;

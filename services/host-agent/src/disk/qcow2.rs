@@ -1,7 +1,13 @@
 //! qcow2 overlays, written directly (QEMU's docs/interop/qcow2.txt, version 3): a header, one refcount block and
 //! an empty L1 table are all a fresh overlay has, and starting `qemu-img` costs more than writing them.
 
-use std::{fs::OpenOptions, io, io::Write, os::unix::ffi::OsStrExt, path::Path};
+use std::{
+    fs::OpenOptions,
+    io,
+    io::Write,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
+    path::Path,
+};
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
@@ -32,6 +38,30 @@ pub(super) fn create(backing: &Path, path: &Path, size: u64) -> io::Result<()> {
         file.write_all(&part)?;
     }
     file.set_len((3 + l1_clusters) * CLUSTER)
+}
+
+/// Raises the size in an overlay's header. The L1 table lies in whole clusters and its unused entries are zero, so that
+/// until those are used up (4 TiB a cluster) nothing else changes.
+pub(super) fn grow(path: &Path, size: u64) -> io::Result<()> {
+    const SIZE_AT: u64 = 24;
+    const L1_ENTRIES_AT: u64 = 36;
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let (mut old, mut entries) = ([0; 8], [0; 4]);
+    file.read_exact_at(&mut old, SIZE_AT)?;
+    file.read_exact_at(&mut entries, L1_ENTRIES_AT)?;
+    let room = u64::from(u32::from_be_bytes(entries)).next_multiple_of(CLUSTER / 8);
+    let needed = size.div_ceil(L1_COVERS);
+    if size <= u64::from_be_bytes(old) {
+        return Ok(());
+    }
+    let entries = u32::try_from(needed).ok().filter(|_| needed <= room.max(CLUSTER / 8));
+    let entries = entries.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, "the disk cannot grow past the next multiple of 4 TiB")
+    })?;
+    // The table first: a larger size over too short a table is what QEMU refuses.
+    file.write_all_at(&entries.to_be_bytes(), L1_ENTRIES_AT)?;
+    file.write_all_at(&size.to_be_bytes(), SIZE_AT)?;
+    file.sync_all()
 }
 
 fn header(backing: &[u8], size: u64, l1_entries: u64) -> Vec<u8> {
@@ -86,5 +116,25 @@ mod tests {
             assert_eq!(info["backing-filename-format"], "raw");
             assert_eq!(info["backing-filename"], image.to_str().unwrap());
         }
+    }
+
+    #[test]
+    fn a_grown_overlay_is_as_good_as_one_made_so_and_never_shrinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, overlay) = (dir.path().join("image"), dir.path().join("overlay"));
+        std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+        create(&image, &overlay, 1 << 30).unwrap();
+        for (asked, size) in [(3u64 << 30, 3u64 << 30), (1 << 30, 3 << 30), (4 << 40, 4 << 40)] {
+            grow(&overlay, asked).unwrap();
+            let Ok(check) = Command::new("qemu-img").arg("check").arg(&overlay).output() else {
+                println!("skipped: qemu-img is not installed");
+                return;
+            };
+            assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+            let info = Command::new("qemu-img").args(["info", "--output=json"]).arg(&overlay).output().unwrap();
+            let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+            assert_eq!(info["virtual-size"], size);
+        }
+        assert_eq!(grow(&overlay, 5 << 40).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -16,7 +16,7 @@ use std::{
 
 use contract::{
     ApiError, VmId,
-    agent::{Fence, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmCommand, VmObservation},
+    agent::{AdjustRequest, Fence, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmCommand, VmObservation},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -48,6 +48,7 @@ pub struct Deps {
 enum Command {
     Provision(Box<ProvisionRequest>, oneshot::Sender<Result<Provisioned, ApiError>>),
     Boot(Fence, oneshot::Sender<Result<(), ApiError>>),
+    Adjust(Box<AdjustRequest>, oneshot::Sender<Result<(), ApiError>>),
     /// Pauses the guest, or resumes it.
     Pause(Fence, bool, oneshot::Sender<Result<(), ApiError>>),
     /// Only checks the fence, for commands that then watch.
@@ -139,6 +140,15 @@ impl Vms {
     pub async fn await_ready(&self, command: VmCommand) -> Result<VmObservation, ApiError> {
         let ((), handle) = self.send(command.vm, |answer| Command::Admit(command.fence, answer)).await?;
         Ok(observe(handle, command.wait_ms, |state| state != HostVmState::Booting).await)
+    }
+
+    /// Changes what a VM is to be from its next start on.
+    ///
+    /// # Errors
+    /// A stale epoch, or a VM that is not provisioned.
+    pub async fn adjust(&self, request: AdjustRequest) -> Result<(), ApiError> {
+        let vm = request.vm;
+        Ok(self.send(vm, |answer| Command::Adjust(Box::new(request.clone()), answer)).await?.0)
     }
 
     /// Pauses a running VM's guest, or resumes it; a repeat is fine.

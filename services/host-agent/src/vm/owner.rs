@@ -17,7 +17,7 @@ use std::{
 
 use contract::{
     ApiError, VmId,
-    agent::{Fence, HostVmState, VmObservation},
+    agent::{AdjustRequest, Fence, HostVmState, VmObservation},
     deadline,
     guest::{GuestFacts, Request},
 };
@@ -188,6 +188,7 @@ impl Owner {
                 self.show();
                 reply(answer, outcome);
             }
+            Command::Adjust(request, answer) => reply(answer, self.adjust(*request)),
             Command::Pause(fence, paused, answer) => {
                 let outcome = self.pause(fence, paused).await;
                 self.show();
@@ -270,6 +271,7 @@ impl Owner {
             if let Some(process) = Process::find(vm) {
                 return Ok(process);
             }
+            super::provision::refresh(&dir, &launch)?;
             lab.ensure_tap(&guest).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
             for socket in [names::CHANNEL, names::MONITOR] {
                 crate::files::remove_file(&dir.join(socket))
@@ -370,6 +372,17 @@ impl Owner {
             // What was not saved is found again from the process table.
             tracing::error!(vm.id = %self.vm, %error, "a VM's handles are behind");
         }
+    }
+
+    /// Notes what the VM is to be; its next boot makes it so.
+    fn adjust(&mut self, request: AdjustRequest) -> Result<(), ApiError> {
+        self.admit(request.fence)?;
+        let Some(handles) = self.handles.as_mut().filter(|handles| handles.provisioned) else {
+            return Err(ApiError::failed_precondition(format!("the VM {} is not provisioned on this host", self.vm)));
+        };
+        let spec = &mut handles.spec;
+        (spec.name, spec.cpus, spec.memory, spec.disk) = (request.name, request.cpus, request.memory, request.disk);
+        self.save()
     }
 
     /// Pauses or resumes the guest.

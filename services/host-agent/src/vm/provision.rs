@@ -10,7 +10,12 @@ use contract::{
 use russh::keys::{Algorithm, PrivateKey, ssh_key::LineEnding};
 
 use super::owner::{Owner, chain, internal};
-use crate::{disk, files, handles::Handles, net::Guarded, vmm::names};
+use crate::{
+    disk, files,
+    handles::Handles,
+    net::Guarded,
+    vmm::{Launch, names},
+};
 
 /// The name of a VM's tap.
 pub(super) fn tap(vm: VmId) -> String {
@@ -65,6 +70,12 @@ impl Owner {
         self.save()?;
         Ok(Provisioned { ssh_host_key })
     }
+}
+
+/// Makes disk and config drive what the VM is to be now, before it boots.
+pub(super) fn refresh(dir: &Path, launch: &Launch) -> Result<(), ApiError> {
+    disk::grow(dir, &launch.disk, launch.spec.disk)?;
+    settings(dir, &launch.spec).map(drop)
 }
 
 /// Writes the config drive, with a host key made once; the key's public half.

@@ -1,5 +1,6 @@
 //! SQL of the schema `vm` (migrations/*__vm*.sql): one file a table or statement, rows in, parsed types out.
 
+pub mod change;
 pub mod due;
 pub mod host;
 pub mod observation;

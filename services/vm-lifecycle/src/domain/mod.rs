@@ -2,6 +2,7 @@
 
 pub mod mac;
 pub mod placement;
+pub mod plan;
 pub mod reference;
 pub mod spec;
 pub mod state;

@@ -27,15 +27,7 @@ const KEY_TYPES: [&str; 8] = [
 /// `invalid_argument` naming the field, its value and what it may be.
 pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
     reference::parse(&request.image)?;
-    if !CPUS.contains(&request.cpus) {
-        return Err(ApiError::invalid_argument(format!("a VM cannot have {} CPUs", request.cpus)).hint(format!(
-            "`cpus` is {} to {}",
-            CPUS.start(),
-            CPUS.end()
-        )));
-    }
-    range("memory", request.memory, &MEMORY)?;
-    range("disk", request.disk, &DISK)?;
+    size(request.cpus, request.memory, request.disk)?;
     timeout(request.timeout_ms)?;
     labels(request.labels.len())?;
     lifetime(request.ttl_seconds, request.deletion_protection)?;
@@ -44,6 +36,19 @@ pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
             .hint(format!("a VM takes {SSH_KEYS_MAX}")));
     }
     request.ssh_keys.iter().enumerate().try_for_each(|(n, line)| ssh_key(n + 1, line))
+}
+
+/// Checks how large a VM would be.
+///
+/// # Errors
+/// `invalid_argument` naming what is out of range.
+pub fn size(cpus: u32, memory: MebiBytes, disk: MebiBytes) -> Result<(), ApiError> {
+    if !CPUS.contains(&cpus) {
+        let error = ApiError::invalid_argument(format!("a VM cannot have {cpus} CPUs"));
+        return Err(error.hint(format!("`cpus` is {} to {}", CPUS.start(), CPUS.end())));
+    }
+    range("memory", memory, &MEMORY)?;
+    range("disk", disk, &DISK)
 }
 
 /// Checks a request's `timeout_ms`.

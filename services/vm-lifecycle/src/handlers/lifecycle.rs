@@ -49,7 +49,7 @@ pub async fn handle<K: Kind<Request = VmOrder>>(
 }
 
 /// The operation accepted with this key and request before, if any.
-async fn earlier<K: Kind>(app: &App, context: &RequestContext) -> Result<Option<Operation>, ApiError> {
+pub(super) async fn earlier<K: Kind>(app: &App, context: &RequestContext) -> Result<Option<Operation>, ApiError> {
     let Some(key) = &context.request_key else { return Ok(None) };
     let client = app.store.client().await?;
     let statement = client

@@ -8,6 +8,7 @@ mod lifecycle;
 mod list;
 mod register;
 mod report;
+mod set;
 
 use std::sync::Arc;
 
@@ -60,6 +61,7 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<vm::Restart, _>(service, app, lifecycle::handle::<Restart>).await?;
     serve::<vm::Pause, _>(service, app, lifecycle::handle::<Pause>).await?;
     serve::<vm::Resume, _>(service, app, lifecycle::handle::<Resume>).await?;
+    serve::<vm::Set, _>(service, app, set::handle).await?;
     serve::<vm::Delete, _>(service, app, lifecycle::handle::<Delete>).await?;
     serve::<host::Register, _>(service, app, register::handle).await?;
     serve::<host::Heartbeat, _>(service, app, heartbeat::handle).await?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use contract::{
     AgentVerb, ApiError, ErrorCode, HostId, VmId, VmName,
     agent::{
-        HostVmState, ProvisionRequest, Provisioned, StopRequest, VmAwaitReady, VmBoot, VmCommand, VmObservation,
-        VmPause, VmProvision, VmRemove, VmResume, VmSpec, VmStop,
+        AdjustRequest, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmAdjust, VmAwaitReady, VmBoot,
+        VmCommand, VmObservation, VmPause, VmProvision, VmRemove, VmResume, VmSpec, VmStop,
     },
     deadline,
     guest::GuestFacts,
@@ -16,6 +16,7 @@ use serde_json::json;
 use store::StoreError;
 
 use super::HOST_GONE;
+use crate::domain::plan::Wanted;
 
 /// The VM a command is about.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +119,19 @@ pub async fn stop(cx: &Context, target: Target<'_>, grace: Duration) -> Result<(
             HostVmState::Booting | HostVmState::Ready | HostVmState::Paused => tokio::time::sleep(POLL_PAUSE).await,
         }
     }
+}
+
+/// Tells the host what the VM is to be from its next start on.
+pub async fn adjust(cx: &Context, target: Target<'_>, wanted: &Wanted) -> Result<(), StepError> {
+    let request = AdjustRequest {
+        fence: cx.fence(),
+        vm: target.vm,
+        name: wanted.name.clone(),
+        cpus: wanted.cpus,
+        memory: wanted.memory,
+        disk: wanted.disk,
+    };
+    command::<VmAdjust>(cx, target.host, &request).await.map(drop)
 }
 
 /// Pauses the VM's guest, or resumes it.

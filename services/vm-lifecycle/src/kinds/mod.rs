@@ -7,6 +7,7 @@ mod image;
 mod pause;
 mod power;
 mod rows;
+pub mod set;
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,5 +54,6 @@ pub fn register(engine: EngineBuilder, lab: &Arc<Lab>) -> EngineBuilder {
         .kind(Restart(lab.clone()))
         .kind(Pause(lab.clone()))
         .kind(Resume(lab.clone()))
+        .kind(set::Set(lab.clone()))
         .kind(Delete(lab.clone()))
 }

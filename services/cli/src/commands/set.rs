@@ -1,0 +1,93 @@
+//! `warren vm set` and `warren vm rename`.
+
+use std::collections::BTreeMap;
+
+use contract::{
+    ApiError,
+    change::{SetReply, SetRequest},
+    deadline, label, vm,
+};
+
+use super::{parse, parse_some, vm::seconds};
+use crate::{
+    args::{Global, SetArgs, Waiting},
+    client::Client,
+    failure::{Failure, Outcome},
+    output::{self, Format},
+    wait,
+};
+
+/// Changes a VM.
+///
+/// # Errors
+/// What the service answered.
+pub async fn run(global: &Global, format: Format, args: SetArgs) -> Result<Outcome, Failure> {
+    let mut labels = BTreeMap::new();
+    for text in &args.label {
+        let (key, value) = label::parse(text).map_err(|error| ApiError::invalid_argument(error.to_string()))?;
+        labels.insert(key, Some(value));
+    }
+    for key in &args.remove_label {
+        labels.insert(parse(key)?, None);
+    }
+    let request = SetRequest {
+        name: parse_some(args.name.as_deref())?,
+        cpus: args.cpus,
+        memory: parse_some(args.memory.as_deref())?,
+        disk: parse_some(args.disk.as_deref())?,
+        labels,
+        restart: parse_some(args.restart.as_deref())?,
+        ttl_seconds: args.ttl.as_deref().map(ttl).transpose()?,
+        deletion_protection: args.deletion_protection.map(|word| word == "on"),
+        dry_run: args.dry_run,
+        ..base(args.vm)
+    };
+    send(global, format, request, args.waiting).await
+}
+
+/// Renames a VM.
+///
+/// # Errors
+/// What the service answered.
+pub async fn rename(
+    global: &Global,
+    format: Format,
+    vm: String,
+    name: &str,
+    waiting: Waiting,
+) -> Result<Outcome, Failure> {
+    let request = SetRequest { name: Some(parse(name)?), ..base(vm) };
+    send(global, format, request, waiting).await
+}
+
+fn base(vm: String) -> SetRequest {
+    SetRequest { vm, timeout_ms: deadline::WAIT_DEFAULT_MS, ..SetRequest::default() }
+}
+
+fn ttl(text: &str) -> Result<u64, ApiError> {
+    if text == "off" { Ok(0) } else { seconds(text) }
+}
+
+async fn send(global: &Global, format: Format, request: SetRequest, waiting: Waiting) -> Result<Outcome, Failure> {
+    let client = Client::connect(global).await?;
+    let reply = client.change::<vm::Set>(&request, deadline::QUICK).await?;
+    if format == Format::Table {
+        show(&reply)?;
+    }
+    match reply.operation.clone() {
+        None if format == Format::Json => output::json(&reply)?,
+        None => output::note(if reply.plan.is_empty() { "nothing to change" } else { "nothing was changed" }),
+        Some(operation) => return wait::settle(&client, operation, format, waiting.no_wait, async |_| Ok(())).await,
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(reply: &SetReply) -> Result<(), Failure> {
+    if reply.plan.is_empty() {
+        return Ok(());
+    }
+    let row = |change: &contract::change::FieldChange| {
+        vec![change.field.clone(), change.from.clone(), change.to.clone(), change.effect.as_str().to_owned()]
+    };
+    output::table(&["FIELD", "FROM", "TO", "EFFECT"], reply.plan.iter().map(row).collect())
+}
