@@ -5,6 +5,7 @@ mod adoption;
 pub mod console;
 mod ending;
 mod owner;
+mod power;
 mod provision;
 
 use std::{
@@ -148,7 +149,7 @@ impl Vms {
     /// A stale epoch, or a VM that is not provisioned.
     pub async fn adjust(&self, request: AdjustRequest) -> Result<(), ApiError> {
         let vm = request.vm;
-        Ok(self.send(vm, |answer| Command::Adjust(Box::new(request.clone()), answer)).await?.0)
+        self.send(vm, |answer| Command::Adjust(Box::new(request.clone()), answer)).await.map(|((), _)| ())
     }
 
     /// Pauses a running VM's guest, or resumes it; a repeat is fine.
