@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Nats, Postgres};
+use crate::{Nats, Postgres, scratch, scratch::Scratch};
 
 /// How long a lab may take until every service answers. Emulated and with four labs at once it takes seconds.
 const START_BOUND: Duration = Duration::from_secs(60);
@@ -45,7 +45,7 @@ pub struct Lab {
     /// Its message bus.
     pub nats: Nats,
     bins: PathBuf,
-    dir: tempfile::TempDir,
+    dir: Scratch,
     env: BTreeMap<String, String>,
     hosts: Vec<String>,
     children: BTreeMap<String, Child>,
@@ -113,8 +113,9 @@ impl Lab {
     pub async fn start(options: LabOptions) -> Self {
         let files = guest_files().unwrap_or_else(|why| panic!("a lab needs a guest: {why}"));
         let bins = binaries().unwrap_or_else(|error| panic!("{error}"));
+        sweep_dead_labs(&bins);
         let (postgres, nats) = (Postgres::start().await, Nats::start().await);
-        let dir = tempfile::Builder::new().prefix("wlab-").tempdir().expect("a temporary directory");
+        let dir = Scratch::new("wlab-");
         let tag = dir.path().file_name().and_then(|name| name.to_str()).unwrap_or("wlab").to_lowercase();
         let tag: String = tag.chars().filter(char::is_ascii_alphanumeric).collect();
         let hosts = (1..=options.hosts).map(|n| format!("{tag}-{n}")).collect();
@@ -300,6 +301,29 @@ impl Lab {
     }
 }
 
+/// Removes what labs of killed test runs left: their VMs, namespaces and directories. Their engines died with them.
+fn sweep_dead_labs(bins: &Path) {
+    scratch::sweep("wlab-", |dir| {
+        for host in entries(dir).into_iter().filter(|name| dir.join(name).join("vms").is_dir()) {
+            clean_up(bins, &host, &dir.join(&host), &BTreeMap::new());
+        }
+    });
+    for engines in ["wpg-", "wnats-", "wreg-"] {
+        scratch::sweep(engines, |_| ());
+    }
+}
+
+/// Removes all that a host-agent made, VMs included; complains when it cannot.
+fn clean_up(bins: &Path, host: &str, state: &Path, env: &BTreeMap<String, String>) {
+    let mut command = Command::new(bins.join("host-agent"));
+    command.arg("--cleanup").envs(env).env("WARREN_HOST_ID", host).env("WARREN_STATE_DIR", state);
+    match command.output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => eprintln!("{host} was not cleaned up: {}", String::from_utf8_lossy(&output.stderr)),
+        Err(error) => eprintln!("{host} was not cleaned up: {error}"),
+    }
+}
+
 /// The names in a directory, hidden ones left out; none when it does not exist.
 pub fn entries(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
@@ -350,17 +374,7 @@ impl Drop for Lab {
             }
         }
         for host in &self.hosts {
-            let cleanup = Command::new(self.bins.join("host-agent"))
-                .arg("--cleanup")
-                .envs(&self.env)
-                .env("WARREN_HOST_ID", host)
-                .env("WARREN_STATE_DIR", self.state_dir(host))
-                .output();
-            match cleanup {
-                Ok(output) if output.status.success() => {}
-                Ok(output) => eprintln!("{host} was not cleaned up: {}", String::from_utf8_lossy(&output.stderr)),
-                Err(error) => eprintln!("{host} was not cleaned up: {error}"),
-            }
+            clean_up(&self.bins, host, &self.state_dir(host), &self.env);
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod lab;
 mod nats;
 mod postgres;
 pub mod registry;
+mod scratch;
 
 use std::{
     path::Path,

@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{Engine, free_port, program, wait_until};
+use crate::{Engine, free_port, program, scratch::Scratch, wait_until};
 
 /// A private nats-server; ends when dropped.
 pub struct Nats {
     engine: Engine,
     port: u16,
-    dir: tempfile::TempDir,
+    dir: Scratch,
 }
 
 impl Nats {
@@ -20,7 +20,7 @@ impl Nats {
     /// # Panics
     /// nats-server is not installed, or does not start.
     pub async fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("wnats-").tempdir().expect("a temporary directory");
+        let dir = Scratch::new("wnats-");
         // Another process may take the port between the look and the bind: try again then.
         for _ in 0..5 {
             let port = free_port();

@@ -13,12 +13,12 @@ use nix::{
 };
 use tokio_postgres::NoTls;
 
-use crate::{Engine, program, wait_until};
+use crate::{Engine, program, scratch::Scratch, wait_until};
 
 /// A private PostgreSQL; ends when dropped.
 pub struct Postgres {
     engine: Engine,
-    dir: tempfile::TempDir,
+    dir: Scratch,
     settings: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl Postgres {
     /// # Panics
     /// As [`Postgres::start`].
     pub async fn start_with(settings: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("wpg-").tempdir().expect("a temporary directory");
+        let dir = Scratch::new("wpg-");
         if let Some((uid, gid)) = unprivileged() {
             chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
         }

@@ -14,13 +14,13 @@ use oci_client::{
 };
 use serde_json::Value;
 
-use crate::{Engine, free_port, program, wait_until};
+use crate::{Engine, free_port, program, scratch::Scratch, wait_until};
 
 /// A private registry; ends when dropped.
 pub struct Registry {
     engine: Engine,
     port: u16,
-    dir: tempfile::TempDir,
+    dir: Scratch,
 }
 
 impl Registry {
@@ -29,7 +29,7 @@ impl Registry {
     /// # Panics
     /// docker-registry is not installed, or does not start.
     pub async fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("wreg-").tempdir().expect("a temporary directory");
+        let dir = Scratch::new("wreg-");
         let port = free_port();
         let config = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
