@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use vm::{CreateArgs, SetArgs, VmCommand};
+pub use vm::{CreateArgs, FeatureArgs, SetArgs, VmCommand, Which};
 
 use crate::{dev::args::DevCommand, output::Format};
 
@@ -75,6 +75,12 @@ pub enum Command {
         #[command(subcommand)]
         /// Which.
         command: OpCommand,
+    },
+    /// Data disks that outlive their VMs: list, remove
+    Disk {
+        #[command(subcommand)]
+        /// Which.
+        command: DiskCommand,
     },
     /// The lab's hosts
     Host {
@@ -245,6 +251,20 @@ pub enum OpCommand {
     Cancel {
         /// Its id
         id: String,
+    },
+}
+
+/// `warren disk …`
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// List kept disks
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Delete a kept disk that no VM has, with all that is on it
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// Its name
+        disk: String,
     },
 }
 

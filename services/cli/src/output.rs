@@ -119,6 +119,9 @@ pub fn clean(text: &str) -> String {
     out
 }
 
+/// How much of a console's end is shown with an error; `details` holds more.
+const CONSOLE_LINES: usize = 12;
+
 /// Writes an error to standard error.
 pub fn error(error: &ApiError, format: Format) {
     let mut out = io::stderr().lock();
@@ -131,6 +134,12 @@ pub fn error(error: &ApiError, format: Format) {
             let mut text = format!("error: {}\n", clean(&error.message));
             if let Some(hint) = &error.hint {
                 text.push_str(&format!("hint: {}\n", clean(hint)));
+            }
+            let console =
+                error.details.as_ref().and_then(|details| details["console_tail"].as_str()).unwrap_or_default();
+            let lines: Vec<_> = console.lines().collect();
+            for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
+                text.push_str(&format!("console: {}\n", clean(line)));
             }
             if let Some(id) = error.details.as_ref().and_then(|details| details["operation_id"].as_str()) {
                 text.push_str(&format!("operation: {}\n", clean(id)));

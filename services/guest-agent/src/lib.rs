@@ -19,3 +19,4 @@ pub mod power;
 pub mod process;
 pub mod ssh;
 pub mod supervisor;
+pub mod user_data;

@@ -1,6 +1,6 @@
 //! The host-agent's configuration, from the environment.
 
-use std::path::PathBuf;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use contract::{HostId, MebiBytes, host::Capacity};
 use ipnet::Ipv4Net;
@@ -68,6 +68,8 @@ pub struct Config {
     pub acceleration: Acceleration,
     /// `WARREN_UPLINK`: none or veth.
     pub uplink: Uplink,
+    /// `WARREN_PUBLISH_ADDRESS`: the machine's address published ports are opened on where they name none.
+    pub publish_address: Ipv4Addr,
     /// `WARREN_INSECURE_REGISTRIES`: `host:port`s spoken to over http, separated by commas.
     pub insecure_registries: Vec<String>,
     /// `WARREN_DOCKER_CONFIG`: a directory with a `config.json` that holds registry credentials.
@@ -114,6 +116,7 @@ impl Config {
         }
         let acceleration = env.or("WARREN_ACCEL", Acceleration::Auto);
         let uplink = uplink(&mut env);
+        let publish_address = env.or("WARREN_PUBLISH_ADDRESS", Ipv4Addr::LOCALHOST);
         let insecure = env.or("WARREN_INSECURE_REGISTRIES", String::new());
         let docker_config = env.optional("WARREN_DOCKER_CONFIG");
         let capacity = CapacityOverride {
@@ -137,6 +140,7 @@ impl Config {
                 guest_agent: guest_agent?,
                 acceleration,
                 uplink,
+                publish_address,
                 insecure_registries,
                 docker_config,
                 capacity,

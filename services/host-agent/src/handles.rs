@@ -222,6 +222,7 @@ mod tests {
                 mac: "02:00:00:00:00:01".into(),
                 domain: "warren".into(),
                 ssh_keys: vec![],
+                features: contract::feature::Features::default(),
             },
             epoch: 3,
             operation: OperationId::new(),

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    capability::Capabilities,
     config::Config,
     handlers,
     handles::VmDirs,
@@ -43,7 +44,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         registered = registration.register() => registered,
         () = stop.cancelled() => return Ok(()),
     };
-    registration.remove_orphans(&registered).await;
     let network = vms.clone();
     tokio::task::spawn_blocking(move || {
         let guests = network.guarded()?;
@@ -53,6 +53,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     })
     .await?
     .context("the lab's network cannot be made")?;
+    registration.remove_orphans(&registered).await;
     let service = serve(&bus, &config.host, &vms).await?;
     let background = [
         tokio::spawn(registration.clone().beat()),
@@ -88,11 +89,13 @@ fn prepare(
         },
     )
     .context("the images cannot be opened")?;
+    let lab = Lab::new(&config.host, config.uplink);
     let deps = Deps {
         dirs: VmDirs::open(&config.state_dir).context("the VMs' directory cannot be opened")?,
         state_dir: config.state_dir.clone(),
         images,
-        lab: Lab::new(&config.host, config.uplink),
+        capabilities: Capabilities::new(&lab, &config.state_dir, config.publish_address),
+        lab,
         vmm: Box::new(qemu),
         boot,
         reports,
@@ -146,6 +149,7 @@ async fn serve_vms(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::
     command!(service, host, agent::VmAdjust, vms, |vms, request| vms.adjust(request).await.map(empty));
     command!(service, host, agent::VmPause, vms, |vms, request| vms.pause(request, true).await);
     command!(service, host, agent::VmResume, vms, |vms, request| vms.pause(request, false).await);
+    command!(service, host, agent::DiskRemove, vms, |vms, request| vms.remove_disk(request).await.map(empty));
     command!(service, host, agent::VmStop, vms, |vms, request| vms.stop(request).await);
     command!(service, host, agent::VmRemove, vms, |vms, request| vms.remove(request).await.map(empty));
     command!(service, host, agent::VmList, vms, |vms, _request| Ok::<_, ApiError>(agent::Observations {

@@ -3,8 +3,15 @@
 
 mod common;
 
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::{Duration, Instant},
+};
+
 use common::Ns;
+use contract::{ImageId, VmId, agent::VmSpec, feature::NetworkMode};
 use host_agent::{
+    capability::{Capability, Ports, Site},
     config::Uplink,
     net::{Guarded, Lab},
 };
@@ -22,6 +29,10 @@ struct Stage {
 
 impl Stage {
     fn new(name: &str) -> Self {
+        Self::with(name, [NetworkMode::Internet; 2])
+    }
+
+    fn with(name: &str, modes: [NetworkMode; 2]) -> Self {
         let (internet, machine, guests) = (Ns::new(), Ns::new(), [Ns::new(), Ns::new()]);
         machine.link("out0", &internet, "in0");
         machine.sh(&format!("ip addr add {MACHINE}/24 dev out0; nft add table inet somebodys"));
@@ -37,7 +48,7 @@ impl Stage {
         machine.sh("ip route add 10.77.0.0/24 via 100.64.77.2");
         let inside = Ns::named(lab.namespace().name());
         for (n, guest) in guests.iter().enumerate() {
-            let guarded = guarded(n);
+            let guarded = Guarded { mode: modes[n], ..guarded(n) };
             inside.link(&guarded.tap, guest, "eth0");
             guest.sh(&format!(
                 "ip link set eth0 address {}; ip addr add {}/24 dev eth0; ip route add default via 10.77.0.1",
@@ -60,7 +71,12 @@ impl Drop for Stage {
 
 fn guarded(n: usize) -> Guarded {
     let n = u8::try_from(n).unwrap() + 2;
-    Guarded { tap: format!("wtguest{n}"), mac: format!("02:57:0a:4d:00:0{n}"), address: [10, 77, 0, n].into() }
+    Guarded {
+        tap: format!("wtguest{n}"),
+        mac: format!("02:57:0a:4d:00:0{n}"),
+        address: [10, 77, 0, n].into(),
+        mode: NetworkMode::Internet,
+    }
 }
 
 #[test]
@@ -83,6 +99,35 @@ fn guests_reach_each_other_and_the_internet_and_nothing_of_the_machine() {
     assert_eq!(stage.machine.ask("169.254.169.254:7000").as_deref(), Some(MACHINE), "which is there");
     assert_eq!(stage.internet.ask("10.77.0.2:7000"), None, "nobody comes in");
     assert_eq!(stage.machine.ask("10.77.0.2:7000"), None, "not even the machine");
+}
+
+#[test]
+fn a_guest_reaches_what_its_mode_allows_and_the_agent_reaches_it_in_each() {
+    if let Some(why) = common::missing() {
+        println!("skipped: {why}");
+        return;
+    }
+    let stage = Stage::with("lab", [NetworkMode::Lab, NetworkMode::Internet]);
+    let [web, db] = &stage.guests;
+    stage.internet.listen(7000);
+    db.listen(7000);
+    assert!(web.ask("10.77.0.3:7000").is_some(), "the lab");
+    assert_eq!(web.ask(&format!("{INTERNET}:7000")), None, "not what is outside");
+    assert!(db.ask(&format!("{INTERNET}:7000")).is_some());
+    drop(stage);
+
+    let stage = Stage::with("alone", [NetworkMode::Isolated, NetworkMode::Internet]);
+    let [web, db] = &stage.guests;
+    stage.internet.listen(7000);
+    stage.inside.listen(53);
+    web.listen(7000);
+    db.listen(7000);
+    assert!(db.ask("10.77.0.1:53").is_some(), "the name server");
+    for anything in ["10.77.0.3:7000", "10.77.0.1:53", &format!("{INTERNET}:7000")] {
+        assert_eq!(web.ask(anything), None, "{anything}");
+    }
+    assert_eq!(db.ask("10.77.0.2:7000"), None, "nor does anybody reach it");
+    assert!(stage.inside.ask("10.77.0.2:7000").is_some(), "but the agent, for published ports");
 }
 
 #[test]
@@ -133,4 +178,59 @@ fn a_lab_made_again_keeps_its_guests_and_one_removed_leaves_the_machine_as_it_wa
     assert_eq!(stage.machine.sh("nft list ruleset").trim(), "table inet somebodys {\n}");
     assert_eq!(stage.machine.sh("ip -o link").lines().count(), 2, "lo and out0 are left");
     assert!(!stage.lab.namespace().exists());
+}
+
+#[test]
+fn a_published_udp_port_answers_each_sender_and_one_in_use_is_refused() {
+    if let Some(why) = common::missing() {
+        println!("skipped: {why}");
+        return;
+    }
+    let stage = Stage::new("ports");
+    stage.guests[0].run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:7").unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                drop(socket.send_to(&buffer[..length], from));
+            }
+        });
+    });
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let ports = Ports::new(stage.lab.clone(), Ipv4Addr::LOCALHOST);
+    let (wrong, right) = (publishing(taken.local_addr().unwrap().port()), publishing(free));
+    let site = |spec| Site { spec, dir: std::path::Path::new("/nowhere"), tap: "wtguest2" };
+    assert!(ports.prepare(site(&wrong)).unwrap_err().message.contains("cannot be taken"));
+    ports.prepare(site(&right)).unwrap();
+    ports.after_boot(site(&right));
+    let asks: Vec<_> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    for (n, socket) in asks.iter().enumerate() {
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let (said, mut buffer) = (format!("sender {n}"), [0; 64]);
+        for _ in 0..2 {
+            socket.send_to(said.as_bytes(), ("127.0.0.1", free)).unwrap();
+            let length = socket.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], said.as_bytes());
+        }
+    }
+    // A stopped VM's port is free for others.
+    ports.before_stop(site(&right));
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = UdpSocket::bind(("127.0.0.1", free)) {
+        assert!(Instant::now() < give_up, "the port is still taken: {error}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A VM that publishes its echo port.
+fn publishing(port: u16) -> VmSpec {
+    serde_json::from_value(serde_json::json!({
+        "id": VmId::new(), "name": "web", "image": ImageId::new(), "config": {}, "cpus": 1, "memory": 128, "disk": 128,
+        "address": "10.77.0.2/24", "gateway": "10.77.0.1", "mac": "02:57:0a:4d:00:02", "domain": "warren",
+        "ssh_keys": [], "features": { "ports": [format!("{port}:7/udp")] }
+    }))
+    .unwrap()
 }

@@ -11,10 +11,12 @@ use contract::{
         Fence, HostVmState, ProvisionRequest, PublishRequest, StageRequest, StageStatus, StopRequest, VmCommand,
         VmObservation, VmSpec,
     },
+    feature::Features,
     guest::Request,
     image::{ImageConfig, ImageSource},
 };
 use host_agent::{
+    capability::Capabilities,
     config::Uplink,
     handles::VmDirs,
     image::{ImageOptions, ImageStore, Limits},
@@ -78,6 +80,7 @@ impl Host {
             dirs: VmDirs::open(self.dir.path()).unwrap(),
             state_dir: self.dir.path().to_owned(),
             images: images(self.dir.path()),
+            capabilities: Capabilities::new(&self.lab, self.dir.path(), std::net::Ipv4Addr::LOCALHOST),
             lab: self.lab.clone(),
             vmm: Box::new(Qemu::new(false)),
             boot: self.boot.clone(),
@@ -102,6 +105,7 @@ impl Host {
             mac: format!("02:57:0a:4d:00:{n:02x}"),
             domain: "warren".into(),
             ssh_keys: vec![],
+            features: Features::default(),
         }
     }
 

@@ -50,6 +50,7 @@ impl Server {
         let engine = kinds::register(Engine::builder(store.clone(), bus.clone(), worker()), &lab).start();
         let app = Arc::new(App {
             store: store.clone(),
+            bus: bus.clone(),
             submitter: engine.submitter(),
             lab,
             network: config.network,

@@ -32,6 +32,8 @@ struct Ending {
     shut: bool,
     /// Why it broke, if it did.
     broken: Option<String>,
+    /// Why the peer takes no more, although all it had to say has come.
+    unwanted: Option<String>,
 }
 
 type SharedEnding = Arc<Mutex<Ending>>;
@@ -41,7 +43,8 @@ fn with_ending<T>(ending: &SharedEnding, f: impl FnOnce(&mut Ending) -> T) -> T 
 }
 
 /// One end of a byte stream. Reading ends with an error that holds the peer's reason when the stream was
-/// reset; dropping it before both directions have ended resets it.
+/// reset; dropping it before both directions have ended resets it. A peer that ended its direction first and was dropped then
+/// has said all it had to say: reading ends well, and only writing fails.
 #[derive(Debug)]
 pub struct ByteStream {
     pipe: DuplexStream,
@@ -117,6 +120,9 @@ impl AsyncRead for ByteStream {
 
 impl AsyncWrite for ByteStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(reason) = with_ending(&self.ending, |ending| ending.unwanted.clone()) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, reason)));
+        }
         let result = ready!(Pin::new(&mut self.pipe).poll_write(cx, buffer));
         Poll::Ready(result.map_err(|error| match with_ending(&self.ending, |ending| ending.broken.clone()) {
             Some(reason) => io::Error::new(io::ErrorKind::ConnectionReset, reason),

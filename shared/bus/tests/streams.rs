@@ -57,6 +57,23 @@ async fn a_question_and_its_answer_both_end_cleanly() {
 }
 
 #[tokio::test]
+async fn a_peer_that_said_all_and_left_is_heard_to_the_end() {
+    let nats = Nats::start().await;
+    let (mut opener, mut acceptor) = pair(&nats).await;
+    let said = random(300 * 1024);
+    acceptor.write_all(&said).await.unwrap();
+    acceptor.shutdown().await.unwrap();
+    drop(acceptor);
+    // Long enough for everything to be here before the first read.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut heard = Vec::new();
+    timeout(BOUND, opener.read_to_end(&mut heard)).await.unwrap().unwrap();
+    assert!(heard == said);
+    let refused = opener.write_all(b"too late").await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
 async fn a_restart_of_nats_in_the_middle_loses_no_byte() {
     let mut nats = Nats::start().await;
     let (mut opener, mut acceptor) = pair(&nats).await;

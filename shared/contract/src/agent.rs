@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     deadline,
+    doctor::{ExamineRequest, Findings},
     error::ApiError,
+    feature::{Features, PublishedPort},
     guest::GuestFacts,
     host::Empty,
     id::{ImageId, OperationId, SessionId, VmId},
@@ -140,6 +142,9 @@ pub struct VmSpec {
     pub domain: String,
     /// OpenSSH public keys that may log in.
     pub ssh_keys: Vec<String>,
+    /// What it has beside its size.
+    #[serde(default)]
+    pub features: Features,
 }
 
 /// Makes a VM's directory, handles, disk, tap and config drive.
@@ -188,6 +193,9 @@ pub struct AdjustRequest {
     pub memory: MebiBytes,
     /// Disk.
     pub disk: MebiBytes,
+    /// Ports of the host that lead into it; these change at once. Left out by services that know of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<PublishedPort>>,
 }
 
 /// Stops a VM.
@@ -264,7 +272,19 @@ pub struct Observations {
     pub vms: Vec<VmObservation>,
 }
 
+/// Names a kept disk in a command. It has no fence: vm-lifecycle holds the disk's row while it commands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskCommand {
+    /// The disk.
+    pub disk: VmName,
+}
+
 agent_verbs! {
+    /// Removes a kept disk's file.
+    DiskRemove = "disk.remove", deadline::AGENT, DiskCommand => Empty;
+    /// Compares what is here with what the lab has rows of, checks the host, and removes what nobody owns if asked to.
+    HostExamine = "host.examine", deadline::AGENT, ExamineRequest => Findings;
     /// Starts staging an image, or asks how it goes.
     ImageStage = "image.stage", deadline::AGENT, StageRequest => StageStatus;
     /// Renames a staged image to its final place.

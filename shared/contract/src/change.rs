@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    feature::PublishedPort,
     label::{LabelKey, LabelValue},
     name::VmName,
     operation::{Operation, default_wait_ms},
@@ -43,6 +44,9 @@ pub struct SetRequest {
     /// Whether to refuse to delete it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_protection: Option<bool>,
+    /// Ports of the host that lead into the VM, in place of all it has; they change at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<PublishedPort>>,
     /// Only tell what would change.
     #[serde(default)]
     pub dry_run: bool,

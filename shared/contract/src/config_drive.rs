@@ -18,7 +18,12 @@ pub const JSON_MAX: usize = 1024 * 1024;
 const HEADER: usize = 8 + 4 + 32;
 const SECTOR: usize = 4096;
 
-/// One VM's settings. The disks are, in this order, the root filesystem (`vda`) and this drive (`vdb`).
+/// The serial number of the root filesystem's disk.
+pub const ROOT_SERIAL: &str = "warren-root";
+/// The serial number of this drive.
+pub const CONFIG_SERIAL: &str = "warren-config";
+
+/// One VM's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// The VM's id, for logs.
@@ -35,6 +40,21 @@ pub struct Settings {
     pub ssh_host_key: String,
     /// What the image's author asked to be run, for images without an init.
     pub image: ImageConfig,
+    /// A program that runs once, at the first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// Disks to be mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<DiskMount>,
+}
+
+/// A data disk and where it belongs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMount {
+    /// The virtio disk's serial number.
+    pub serial: String,
+    /// An absolute path.
+    pub path: String,
 }
 
 /// The network interface's settings.
@@ -117,6 +137,8 @@ mod tests {
             ssh_keys: vec![],
             ssh_host_key: String::new(),
             image: ImageConfig::default(),
+            user_data: None,
+            mounts: vec![],
         }
     }
 

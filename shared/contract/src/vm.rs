@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 use crate::{
     change::{SetReply, SetRequest},
     deadline,
+    feature::Features,
+    host::Empty,
     id::{HostId, ImageId, OperationId, VmId},
     label::{LabelSelector, Labels},
     name::VmName,
@@ -158,6 +160,9 @@ pub struct CreateRequest {
     /// Refuse to delete it until this is taken back. Excludes a time to live.
     #[serde(default)]
     pub deletion_protection: bool,
+    /// What it has beside its size.
+    #[serde(flatten)]
+    pub features: Features,
     /// Hold the reply until the VM is running.
     #[serde(default)]
     pub wait: bool,
@@ -181,6 +186,7 @@ impl CreateRequest {
             restart: RestartPolicy::default(),
             ttl_seconds: None,
             deletion_protection: false,
+            features: Features::default(),
             wait: false,
             timeout_ms: default_wait_ms(),
         }
@@ -227,7 +233,7 @@ pub struct LifecycleRequest {
     pub timeout_ms: u64,
 }
 
-/// Lists VMs by name.
+/// Lists VMs by name, without their `env` and `user_data`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListRequest {
@@ -306,6 +312,9 @@ pub struct Vm {
     /// Whether a delete is refused.
     #[serde(default)]
     pub deletion_protection: bool,
+    /// What it has beside its size.
+    #[serde(flatten)]
+    pub features: Features,
     /// The operation that holds the VM claim now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationId>,
@@ -334,7 +343,44 @@ pub struct VmList {
     pub more: bool,
 }
 
+/// A data disk that outlives its VMs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeptDisk {
+    /// Its name.
+    pub name: VmName,
+    /// Its host.
+    pub host: HostId,
+    /// Its size.
+    pub size: MebiBytes,
+    /// The VM that has it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<VmName>,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String")]
+    pub created_at: OffsetDateTime,
+}
+
+/// All kept disks.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct KeptDisks {
+    /// By name.
+    pub disks: Vec<KeptDisk>,
+}
+
+/// Names a kept disk.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRef {
+    /// Its name.
+    pub disk: VmName,
+}
+
 verbs! {
+    /// Lists the data disks that outlive their VMs.
+    DiskList = "warren.vm.disk_list", false, deadline::QUICK, Empty => KeptDisks;
+    /// Deletes one that no VM has, with all that is on it.
+    DiskDelete = "warren.vm.disk_delete", true, deadline::AGENT, DiskRef => Empty;
     /// Creates and starts a VM. Operation `vm.create`; its result names the VM.
     Create = "warren.vm.create", true, deadline::WAITING, CreateRequest => Operation;
     /// Lists VMs.

@@ -9,20 +9,24 @@ use super::Waiting;
 /// `warren vm create`
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// The VM's name: 1 to 63 of a-z, 0-9 and '-'
-    pub name: String,
+    /// The VM's name, 1 to 63 of a-z, 0-9 and '-', or several at once, e.g. web-{1..20}
+    #[arg(required_unless_present = "file")]
+    pub name: Option<String>,
+    /// Take what is not said here from a TOML file: the fields of warren.vm.create
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
     /// Name or id of an image, or a registry reference, which is pulled first when it is missing
+    #[arg(long, required_unless_present = "file")]
+    pub image: Option<String>,
+    /// Virtual CPUs [default: 1]
     #[arg(long)]
-    pub image: String,
-    /// Virtual CPUs
-    #[arg(long, default_value_t = contract::vm::default_cpus())]
-    pub cpus: u32,
-    /// Memory, e.g. 512M
-    #[arg(long, default_value_t = contract::vm::default_memory().to_string())]
-    pub memory: String,
-    /// Disk, e.g. 2G; never smaller than the image
-    #[arg(long, default_value_t = contract::vm::default_disk().to_string())]
-    pub disk: String,
+    pub cpus: Option<u32>,
+    /// Memory, e.g. 512M [default: 256M]
+    #[arg(long)]
+    pub memory: Option<String>,
+    /// Disk, e.g. 4G; never smaller than the image [default: 2G]
+    #[arg(long)]
+    pub disk: Option<String>,
     /// The host to run on (else the one with most room among those that hold the image)
     #[arg(long)]
     pub host: Option<String>,
@@ -32,18 +36,64 @@ pub struct CreateArgs {
     /// A label to group it by; may be repeated
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub label: Vec<String>,
-    /// What happens when it ends although nobody stopped it: no, on-failure, always
-    #[arg(long, default_value = "no")]
-    pub restart: String,
+    /// What happens when it ends although nobody stopped it: no, on-failure, always [default: no]
+    #[arg(long)]
+    pub restart: Option<String>,
     /// Delete it after this time, e.g. 90m, 2h, 7days
     #[arg(long, value_name = "TIME")]
     pub ttl: Option<String>,
     /// Refuse to delete it until this is taken back
     #[arg(long)]
     pub deletion_protection: bool,
+    /// What it has beside its size.
+    #[command(flatten)]
+    pub features: FeatureArgs,
     /// Whether to wait.
     #[command(flatten)]
     pub waiting: Waiting,
+}
+
+/// What a VM has beside its size.
+#[derive(Debug, Default, Args)]
+pub struct FeatureArgs {
+    /// An environment variable for the image's program, exec and ssh; may be repeated
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// In place of the image's entrypoint, for images without an init; arguments are separated by spaces
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<String>,
+    /// In place of the image's command, for images without an init; arguments are separated by spaces
+    #[arg(long, value_name = "COMMAND")]
+    pub cmd: Option<String>,
+    /// More kernel arguments
+    #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
+    pub kernel_args: Option<String>,
+    /// A script that runs as root at the first boot
+    #[arg(long, value_name = "FILE")]
+    pub user_data: Option<PathBuf>,
+    /// Another disk; may be repeated
+    #[arg(long, value_name = "name=NAME,size=SIZE[,mount=PATH][,keep]")]
+    pub data_disk: Vec<String>,
+    /// A port of the host that leads into the VM; may be repeated
+    #[arg(short, long, value_name = "[ADDRESS:]PORT:GUEST[/udp]")]
+    pub publish: Vec<String>,
+    /// Whom its network reaches: isolated, lab, internet [default: internet]
+    #[arg(long)]
+    pub network: Option<String>,
+    /// Stop it after this time of doing nothing with nobody connected, e.g. 2h
+    #[arg(long, value_name = "TIME")]
+    pub idle: Option<String>,
+}
+
+/// Which VMs.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Which {
+    /// Names or ids
+    #[arg(required_unless_present = "label", conflicts_with = "label")]
+    pub vms: Vec<String>,
+    /// All with these labels, e.g. ci=1,team (a key alone takes any value)
+    #[arg(short, long, value_name = "SELECTOR")]
+    pub label: Option<String>,
 }
 
 /// `warren vm set`
@@ -75,6 +125,9 @@ pub struct SetArgs {
     /// Delete it after this time from now, e.g. 90m; `off` takes that back
     #[arg(long, value_name = "TIME")]
     pub ttl: Option<String>,
+    /// Publish these ports, in place of all it has; may be repeated, `off` publishes none
+    #[arg(short, long, value_name = "[ADDRESS:]PORT:GUEST[/udp]")]
+    pub publish: Vec<String>,
     /// Whether to refuse to delete it
     #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
     pub deletion_protection: Option<String>,
@@ -90,7 +143,7 @@ pub struct SetArgs {
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
     /// Create and start a VM
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List VMs
     #[command(visible_alias = "list")]
     Ls {
@@ -112,18 +165,20 @@ pub enum VmCommand {
         /// Name or id
         vm: String,
     },
-    /// Start a stopped VM
+    /// Start stopped VMs
     Start {
-        /// Name or id
-        vm: String,
+        #[command(flatten)]
+        /// Which.
+        which: Which,
         #[command(flatten)]
         /// Whether to wait.
         waiting: Waiting,
     },
-    /// Stop a VM: its guest powers off
+    /// Stop VMs: their guests power off
     Stop {
-        /// Name or id
-        vm: String,
+        #[command(flatten)]
+        /// Which.
+        which: Which,
         /// End it at once, without asking the guest
         #[arg(long)]
         force: bool,
@@ -131,10 +186,11 @@ pub enum VmCommand {
         /// Whether to wait.
         waiting: Waiting,
     },
-    /// Stop and start a VM
+    /// Stop and start VMs
     Restart {
-        /// Name or id
-        vm: String,
+        #[command(flatten)]
+        /// Which.
+        which: Which,
         /// End it at once, without asking the guest
         #[arg(long)]
         force: bool,
@@ -154,33 +210,47 @@ pub enum VmCommand {
         /// Whether to wait.
         waiting: Waiting,
     },
-    /// Pause a running VM: it keeps its memory and stands still
+    /// Pause running VMs: they keep their memory and stand still
     Pause {
-        /// Name or id
-        vm: String,
+        #[command(flatten)]
+        /// Which.
+        which: Which,
         #[command(flatten)]
         /// Whether to wait.
         waiting: Waiting,
     },
-    /// Let a paused VM go on
+    /// Let paused VMs go on
     Resume {
-        /// Name or id
-        vm: String,
+        #[command(flatten)]
+        /// Which.
+        which: Which,
         #[command(flatten)]
         /// Whether to wait.
         waiting: Waiting,
     },
-    /// Delete a VM with its disk, running or not
+    /// Delete VMs with their disks, running or not
     #[command(visible_alias = "delete")]
     Rm {
-        /// Name or id
-        vm: String,
+        #[command(flatten)]
+        /// Which.
+        which: Which,
         /// End it at once, without asking the guest
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         /// Whether to wait.
         waiting: Waiting,
+    },
+    /// Wait until a VM is running, ready, stopped or deleted
+    Wait {
+        /// Name or id
+        vm: String,
+        /// For what: running, ready (running and its guest answers), stopped, deleted
+        #[arg(long = "for", value_name = "WHAT", default_value = "ready")]
+        what: String,
+        /// Give up after this time
+        #[arg(long, value_name = "TIME", default_value = "10m")]
+        timeout: String,
     },
     /// Print a VM's console log
     Logs {

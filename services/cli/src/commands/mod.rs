@@ -1,10 +1,10 @@
 //! One file a noun: the verbs of it, as requests.
 
+pub mod disk;
 pub mod exec;
 pub mod host;
 pub mod image;
 pub mod operation;
-mod set;
 pub mod ssh;
 pub mod vm;
 

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 pub use service::answer;
 pub use stream::MuxStream;
 
-use crate::{boot::Booted, boot::Init, ssh};
+use crate::{boot::Booted, boot::Init, ssh, user_data};
 
 /// How long to wait before the port is opened again after it could not be.
 const PORT_RETRY: Duration = Duration::from_millis(500);
@@ -108,6 +108,10 @@ async fn become_ready(shared: Arc<Shared>, mut warnings: Vec<String>, handed_ove
         ssh_port,
         warnings,
     }));
+    let ran = tokio::task::spawn_blocking(move || user_data::run(&shared.settings)).await;
+    if let Err(error) = ran {
+        tracing::error!("user_data could not be run: {error}");
+    }
 }
 
 /// Waits until nobody holds the other end of a pipe.

@@ -2,6 +2,7 @@
 //!
 //! Single-threaded throughout, so that the fork after it is safe.
 
+mod disks;
 mod drive;
 mod identity;
 mod init;
@@ -59,12 +60,15 @@ pub fn boot() -> Result<Booted, BootError> {
     crate::logging::start();
     let disks = drive::find(DEVICE_WAIT)?;
     root::mount(&disks.root)?;
-    warn(&mut warnings, "grow the root filesystem", root::grow(&disks.root));
+    warn(&mut warnings, "grow the root filesystem", root::grow(&disks.root, Path::new(root::MOUNT)));
     for (what, outcome) in identity::apply(Path::new(root::MOUNT), &disks.settings) {
         warn(&mut warnings, what, outcome);
     }
     warn(&mut warnings, "set up the network", network::apply(disks.settings.network.as_ref()));
     root::switch()?;
+    for disk in &disks.settings.mounts {
+        warn(&mut warnings, format_args!("mount the data disk {}", disk.serial), disks::mount(disk, DEVICE_WAIT));
+    }
     let init = init::find(Path::new("/"));
     if matches!(init, Init::GuestAgent) {
         for (what, outcome) in mounts::without_init() {

@@ -32,7 +32,7 @@ pub fn mount(device: &Path) -> Result<(), BootError> {
 }
 
 /// Grows the mounted filesystem to its disk, online.
-pub fn grow(device: &Path) -> Result<(), BootError> {
+pub fn grow(device: &Path, mounted: &Path) -> Result<(), BootError> {
     let mut disk = File::open(device).during(format_args!("open {}", device.display()))?;
     let bytes = disk.seek(SeekFrom::End(0)).during("learn the disk's size")?;
     let mut superblock = [0; SUPERBLOCK.1];
@@ -46,7 +46,7 @@ pub fn grow(device: &Path) -> Result<(), BootError> {
     if wanted <= blocks {
         return Ok(());
     }
-    let root = File::open(MOUNT).during(format_args!("open {MOUNT}"))?;
+    let root = File::open(mounted).during(format_args!("open {}", mounted.display()))?;
     // SAFETY: the ioctl reads one u64, which lives until it returns.
     unsafe { ext4_resize(root.as_raw_fd(), &wanted) }
         .during(format_args!("resize it from {blocks} to {wanted} blocks"))?;

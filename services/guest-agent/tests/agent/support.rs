@@ -37,6 +37,8 @@ pub fn settings(keys: &[&str]) -> Settings {
         ssh_keys: keys.iter().map(|key| (*key).to_owned()).collect(),
         ssh_host_key: HOST_KEY.into(),
         image: contract::image::ImageConfig { env: vec!["FROM_IMAGE=yes".into()], ..Default::default() },
+        user_data: None,
+        mounts: Vec::new(),
     }
 }
 

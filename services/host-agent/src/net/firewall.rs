@@ -10,23 +10,28 @@ use super::{NetError, system};
 /// The interface of the uplink inside the namespace.
 pub(super) const UPLINK: &str = "uplink";
 
-/// The rules inside the lab's namespace: VMs reach each other and, through the uplink and translated, the rest; of the host
-/// itself they reach the name server and nothing else.
+/// The rules inside the lab's namespace: VMs reach each other and, those in `outward` through the uplink and translated,
+/// the rest; of the host itself they reach the name server and nothing else, and those in `isolated` not even that.
 pub(super) fn lab_rules(bridge: &str) -> String {
     format!(
         "table inet warren\n\
          delete table inet warren\n\
          table inet warren {{\n\
+           set outward {{ type ipv4_addr; }}\n\
+           set isolated {{ type ipv4_addr; }}\n\
            chain forwarded {{\n\
              type filter hook forward priority filter; policy drop;\n\
              ct state established,related accept\n\
              ip daddr 169.254.0.0/16 drop\n\
-             iifname \"{bridge}\" oifname {{ \"{bridge}\", \"{UPLINK}\" }} accept\n\
+             ip saddr @isolated drop\n\
+             iifname \"{bridge}\" oifname \"{bridge}\" accept\n\
+             iifname \"{bridge}\" oifname \"{UPLINK}\" ip saddr @outward accept\n\
            }}\n\
            chain incoming {{\n\
              type filter hook input priority filter; policy drop;\n\
              iifname \"lo\" accept\n\
              ct state established,related accept\n\
+             ip saddr @isolated drop\n\
              iifname \"{bridge}\" icmp type echo-request accept\n\
              iifname \"{bridge}\" meta l4proto {{ tcp, udp }} th dport 53 accept\n\
            }}\n\

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use contract::agent::VmSpec;
+use contract::{agent::VmSpec, feature::NetworkMode};
 
 use super::{NetError, TAP_PREFIX, firewall};
 
@@ -16,19 +16,28 @@ pub struct Guarded {
     pub mac: String,
     /// The VM's address.
     pub address: Ipv4Addr,
+    /// Whom it reaches.
+    pub mode: NetworkMode,
 }
 
 impl Guarded {
     /// The VM with that tap.
     pub fn new(tap: &str, spec: &VmSpec) -> Self {
-        Self { tap: tap.to_owned(), mac: spec.mac.clone(), address: spec.address.addr() }
+        Self { tap: tap.to_owned(), mac: spec.mac.clone(), address: spec.address.addr(), mode: spec.features.network }
     }
 
-    fn elements(&self, verb: &str) -> String {
-        let Self { tap, mac, address } = self;
+    fn elements(&self, verb: &str, mode: NetworkMode) -> String {
+        let Self { tap, mac, address, .. } = self;
+        let reach = match mode {
+            NetworkMode::Isolated => format!(
+                "{verb} element bridge warren isolated {{ \"{tap}\" }}\n{verb} element inet warren isolated {{ {address} }}\n"
+            ),
+            NetworkMode::Lab => String::new(),
+            NetworkMode::Internet => format!("{verb} element inet warren outward {{ {address} }}\n"),
+        };
         format!(
             "{verb} element bridge warren macs {{ \"{tap}\" . {mac} }}\n\
-             {verb} element bridge warren guests {{ \"{tap}\" . {mac} . {address} }}\n"
+             {verb} element bridge warren guests {{ \"{tap}\" . {mac} . {address} }}\n{reach}"
         )
     }
 }
@@ -40,9 +49,12 @@ pub(super) fn rules(guests: &[Guarded]) -> String {
         "table bridge warren {{\n\
            set macs {{ type ifname . ether_addr; }}\n\
            set guests {{ type ifname . ether_addr . ipv4_addr; }}\n\
+           set isolated {{ type ifname; }}\n\
+           chain bridged {{ type filter hook forward priority -200; policy accept; }}\n\
            chain guarded {{ type filter hook prerouting priority -300; policy accept; }}\n\
          }}\n\
          flush chain bridge warren guarded\n\
+         flush chain bridge warren bridged\n\
          table bridge warren {{\n\
            chain guarded {{\n\
              iifname != \"{TAP_PREFIX}*\" accept\n\
@@ -51,20 +63,24 @@ pub(super) fn rules(guests: &[Guarded]) -> String {
              arp htype 1 arp ptype ip iifname . arp saddr ether . arp saddr ip @guests accept\n\
              drop\n\
            }}\n\
+           chain bridged {{\n\
+             iifname @isolated drop\n\
+             oifname @isolated drop\n\
+           }}\n\
          }}\n"
     );
     for guest in guests {
-        rules.push_str(&guest.elements("add"));
+        rules.push_str(&guest.elements("add", guest.mode));
     }
     rules
 }
 
 /// Lets a guest through; a repeat is fine. In the calling thread's namespace.
 pub(super) fn admit(guest: &Guarded) -> Result<(), NetError> {
-    firewall::apply(&guest.elements("add"))
+    firewall::apply(&guest.elements("add", guest.mode))
 }
 
 /// Lets it through no more; its absence is fine, as adding comes first.
 pub(super) fn expel(guest: &Guarded) -> Result<(), NetError> {
-    firewall::apply(&(guest.elements("add") + &guest.elements("delete")))
+    firewall::apply(&(guest.elements("add", guest.mode) + &guest.elements("delete", guest.mode)))
 }

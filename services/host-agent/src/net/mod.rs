@@ -10,12 +10,14 @@ pub mod namespace;
 mod tap;
 mod uplink;
 
-use std::net::Ipv4Addr;
+use std::{io, net::Ipv4Addr};
 
 use contract::HostId;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
+use nix::sys::socket::SockType;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, new_connection, packet_route::link::LinkAttribute};
+use tokio::net::TcpSocket;
 
 pub use guard::Guarded;
 
@@ -107,6 +109,23 @@ impl Lab {
             Uplink::None => Ok(()),
             Uplink::Veth(network) => uplink::ensure(&self.namespace, &self.host, network),
         }
+    }
+
+    /// A TCP socket in the lab's namespace, not connected yet. Blocking for a moment.
+    ///
+    /// # Errors
+    /// The namespace is not there, or no descriptors are left.
+    pub fn tcp_socket(&self) -> io::Result<TcpSocket> {
+        let stream = self.namespace.socket(SockType::Stream)?;
+        Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(stream)))
+    }
+
+    /// A UDP socket in the lab's namespace, not bound yet. Blocking for a moment.
+    ///
+    /// # Errors
+    /// The namespace is not there, or no descriptors are left.
+    pub fn udp_socket(&self) -> io::Result<std::net::UdpSocket> {
+        self.namespace.socket(SockType::Datagram).map(Into::into)
     }
 
     /// Makes a VM's tap on the bridge; one that is there is taken as it is. Blocking.

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -10,6 +11,7 @@ use contract::HostId;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
 };
 
 use super::{NetError, system};
@@ -81,6 +83,17 @@ impl Namespace {
             runtime.map_err(system("a runtime cannot be made"))?.block_on(work())
         });
         thread.join().unwrap_or_else(|_| Err(NetError::Firewall("the network thread failed unexpectedly".to_owned())))
+    }
+
+    /// A non-blocking IPv4 socket in the namespace: it stays there, whoever uses it.
+    pub(super) fn socket(&self, kind: SockType) -> io::Result<OwnedFd> {
+        let file = self.open()?;
+        let thread = std::thread::spawn(move || {
+            setns(&file, CloneFlags::CLONE_NEWNET)?;
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            Ok(socket(AddressFamily::Inet, kind, flags, None)?)
+        });
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread failed unexpectedly")))
     }
 
     /// Unpins it; it goes when its last process does.

@@ -2,6 +2,7 @@
 //! shows.
 
 mod adoption;
+mod boot;
 pub mod console;
 mod ending;
 mod owner;
@@ -17,11 +18,23 @@ use std::{
 
 use contract::{
     ApiError, VmId,
-    agent::{AdjustRequest, Fence, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmCommand, VmObservation},
+    agent::{
+        AdjustRequest, DiskCommand, Fence, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmCommand,
+        VmObservation,
+    },
+    feature::DataDisk,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{guest::Guest, handles::VmDirs, image::ImageStore, kernel::BootFiles, net::Lab, vmm::Vmm};
+use crate::{
+    capability::{Capabilities, DataDisks},
+    guest::Guest,
+    handles::{Found, VmDirs},
+    image::ImageStore,
+    kernel::BootFiles,
+    net::Lab,
+    vmm::Vmm,
+};
 use owner::Owner;
 
 /// How many commands may wait for one VM's task: an operation sends one at a time.
@@ -37,6 +50,8 @@ pub struct Deps {
     pub images: Arc<ImageStore>,
     /// The lab's network.
     pub lab: Lab,
+    /// What VMs can have beside processors, memory and a root disk.
+    pub capabilities: Capabilities,
     /// The VMM driver.
     pub vmm: Box<dyn Vmm>,
     /// The guests' kernel and initramfs.
@@ -180,6 +195,25 @@ impl Vms {
         self.send(command.vm, |answer| Command::Remove(command.fence, answer)).await?;
         self.tasks().retain(|_, handle| !handle.commands.is_closed());
         Ok(())
+    }
+
+    /// Removes a kept disk's file.
+    ///
+    /// # Errors
+    /// A VM that is here has it, or it cannot be removed.
+    pub async fn remove_disk(&self, request: DiskCommand) -> Result<(), ApiError> {
+        let deps = self.deps.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            for (vm, found) in deps.dirs.all().map_err(|error| ApiError::internal(error.to_string()))? {
+                let has = |disk: &DataDisk| disk.keep && disk.name == request.disk;
+                if matches!(&found, Found::Whole(handles) if handles.spec.features.disks.iter().any(has)) {
+                    let message = format!("the disk {} is in use by the VM {vm}", request.disk);
+                    return Err(ApiError::failed_precondition(message));
+                }
+            }
+            DataDisks::new(&deps.state_dir).remove(&request.disk)
+        });
+        removed.await.map_err(|error| ApiError::internal(format!("the removal failed: {error}")))?
     }
 
     /// What is true of every VM that is here.

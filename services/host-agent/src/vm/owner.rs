@@ -11,7 +11,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use contract::{
@@ -28,17 +28,18 @@ use tokio::{
 
 use super::{Command, Deps, Handle, QUEUE, ending};
 use crate::{
+    capability::{Capabilities, Site},
+    files::chain,
     guest::Guest,
-    handles::{Ended, Handles, VmmHandle},
-    net::Guarded,
+    handles::{Ended, Handles},
     vmm::{
-        Launch, names,
-        process::{self, Exit, Process},
+        names,
+        process::{Exit, Process},
     },
 };
 
 /// What happens to a VM by itself. The number is the boot it belongs to, so that a late one changes nothing.
-enum Event {
+pub(super) enum Event {
     Ended(u64, Exit),
     Ready(u64, GuestFacts),
     NotReady(u64),
@@ -48,11 +49,11 @@ enum Event {
 pub(super) struct Running {
     pub(super) process: Arc<Process>,
     pub(super) guest: Guest,
-    boot: u64,
-    readiness: AbortHandle,
+    pub(super) boot: u64,
+    pub(super) readiness: AbortHandle,
     pub(super) stopper: Option<AbortHandle>,
     /// Why it is being ended although nobody asked for a stop.
-    condemned: Option<String>,
+    pub(super) condemned: Option<String>,
 }
 
 impl Drop for Running {
@@ -72,12 +73,12 @@ pub(super) struct Owner {
     /// Why its handles are not known although they are there: nothing is done to such a VM but removing it.
     damaged: Option<String>,
     pub(super) running: Option<Running>,
-    events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
+    pub(super) events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     observed: watch::Sender<VmObservation>,
-    guest: watch::Sender<Option<Guest>>,
+    pub(super) guest: watch::Sender<Option<Guest>>,
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -227,99 +228,20 @@ impl Owner {
         Ok(())
     }
 
+    /// Gives the capabilities and what they need to know, where the VM's handles are known.
+    pub(super) fn with_site(&self, tell: impl FnOnce(&Capabilities, Site<'_>)) {
+        if let Some(handles) = &self.handles {
+            let dir = self.deps.dirs.dir(self.vm);
+            tell(&self.deps.capabilities, Site { spec: &handles.spec, dir: &dir, tap: &handles.tap });
+        }
+    }
+
     pub(super) fn save(&self) -> Result<(), ApiError> {
         let Some(handles) = &self.handles else { return Ok(()) };
         self.deps.dirs.save(handles).map_err(|error| match error.kind() {
             std::io::ErrorKind::StorageFull => ApiError::resource_exhausted("the host's disk is full"),
             _ => internal("the VM's handles cannot be saved", error),
         })
-    }
-
-    async fn boot(&mut self, fence: Fence) -> Result<(), ApiError> {
-        self.admit(fence)?;
-        if self.running.is_some() {
-            return Ok(());
-        }
-        let Some(handles) = self.handles.as_mut().filter(|handles| handles.provisioned) else {
-            return Err(ApiError::failed_precondition(format!("the VM {} is not provisioned on this host", self.vm)));
-        };
-        let boot = now_ms();
-        handles.ended = None;
-        handles.vmm =
-            Some(VmmHandle { process: None, spawned_at_ms: boot, stop_wanted: false, paused: false, guest: None });
-        let (spec, disk, tap) = (handles.spec.clone(), handles.disk.clone(), handles.tap.clone());
-        self.save()?;
-        runtime::fault::point("agent/vm.boot/before-spawn");
-        let dir = self.deps.dirs.dir(self.vm);
-        let launch = Launch {
-            spec,
-            dir: dir.clone(),
-            disk,
-            tap: tap.clone(),
-            vmlinux: self.deps.boot.vmlinux.clone(),
-            initramfs: self.deps.boot.initramfs.clone(),
-        };
-        let guest = Guarded::new(&tap, &launch.spec);
-        let (command, lab, vm) = (self.deps.vmm.command(&launch), self.deps.lab.clone(), self.vm);
-        let spawned = tokio::task::spawn_blocking(move || {
-            // One that was spawned and not recorded is taken, never doubled.
-            if let Some(process) = Process::find(vm) {
-                return Ok(process);
-            }
-            super::provision::refresh(&dir, &launch)?;
-            lab.ensure_tap(&guest).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
-            for socket in [names::CHANNEL, names::MONITOR] {
-                crate::files::remove_file(&dir.join(socket))
-                    .map_err(|error| internal("an old socket is in the way", error))?;
-            }
-            process::spawn(&command, &dir, lab.namespace()).map_err(|error| internal("the VMM does not start", error))
-        });
-        let process = match spawned.await.map_err(|error| internal("the VMM's start failed", error)).flatten() {
-            Ok(process) => process,
-            Err(error) => {
-                if let Some(handles) = &mut self.handles {
-                    handles.vmm = None;
-                }
-                self.save()?;
-                return Err(error);
-            }
-        };
-        runtime::fault::point("agent/vm.boot/spawned");
-        if let Some(vmm) = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut()) {
-            vmm.process = Some(process.identity);
-        }
-        // Watched before it is recorded: a full disk must not lose a running VMM.
-        self.watch(process, boot, false);
-        self.save()?;
-        runtime::fault::point("agent/vm.boot/recorded");
-        Ok(())
-    }
-
-    /// Follows a running VMM: its end, and its guest's readiness.
-    fn watch(&mut self, process: Process, boot: u64, ready: bool) {
-        let process = Arc::new(process);
-        let guest = Guest::connect(self.deps.dirs.dir(self.vm), names::CHANNEL);
-        let (watched, events) = (process.clone(), self.events.0.clone());
-        tokio::spawn(async move {
-            let exit = watched.wait().await;
-            // Nobody listens once the VM is removed.
-            drop(events.send(Event::Ended(boot, exit)));
-        });
-        let (asked, events) = (guest.clone(), self.events.0.clone());
-        let age = Duration::from_millis(now_ms().saturating_sub(boot));
-        let readiness = tokio::spawn(async move {
-            if ready {
-                return;
-            }
-            let event = match tokio::time::timeout(deadline::BOOT.saturating_sub(age), asked.ready()).await {
-                Ok(facts) => Event::Ready(boot, facts),
-                Err(_) => Event::NotReady(boot),
-            };
-            drop(events.send(event));
-        });
-        self.guest.send_replace(Some(guest.clone()));
-        let readiness = readiness.abort_handle();
-        self.running = Some(Running { process, guest, boot, readiness, stopper: None, condemned: None });
     }
 
     fn event(&mut self, event: Event) {
@@ -350,6 +272,7 @@ impl Owner {
     fn ended(&mut self, exit: Exit) {
         let condemned = self.running.take().and_then(|mut running| running.condemned.take());
         self.guest.send_replace(None);
+        self.with_site(|capabilities, site| capabilities.before_stop(site));
         let tail = ending::console_tail(&self.deps.dirs.dir(self.vm).join(names::CONSOLE));
         let Some(handles) = &mut self.handles else { return };
         let Some(vmm) = handles.vmm.take() else { return };
@@ -377,7 +300,16 @@ impl Owner {
         };
         let spec = &mut handles.spec;
         (spec.name, spec.cpus, spec.memory, spec.disk) = (request.name, request.cpus, request.memory, request.disk);
-        self.save()
+        if let Some(ports) = request.ports {
+            spec.features.ports = ports;
+        }
+        self.save()?;
+        if self.running.is_some() {
+            let mut outcome = Ok(());
+            self.with_site(|capabilities, site| outcome = capabilities.changed(site));
+            outcome?;
+        }
+        Ok(())
     }
 
     /// Ends the VMM and removes everything; the tombstone keeps a late command from bringing it back.
@@ -397,14 +329,19 @@ impl Owner {
                 None => break,
             }
         }
-        let (lab, dirs, vm) = (self.deps.lab.clone(), self.deps.dirs.clone(), self.vm);
-        let tap = super::provision::tap(vm);
-        let guest = self.handles.as_ref().map(|handles| Guarded::new(&handles.tap, &handles.spec));
+        let (deps, vm, handles) = (self.deps.clone(), self.vm, self.handles.clone());
         let removed = tokio::task::spawn_blocking(move || {
-            let gone = guest.map_or_else(|| lab.remove_tap(&tap), |guest| lab.remove_guest(&guest));
-            gone.map_err(|error| internal("the tap cannot be removed", chain(&error)))?;
+            let dir = deps.dirs.dir(vm);
+            match &handles {
+                Some(known) => deps.capabilities.cleanup(Site { spec: &known.spec, dir: &dir, tap: &known.tap })?,
+                // Of damaged handles the tap's name is all that is known.
+                None => deps
+                    .lab
+                    .remove_tap(&super::provision::tap(vm))
+                    .map_err(|error| internal("the tap cannot be removed", chain(&error)))?,
+            }
             runtime::fault::point("agent/vm.remove/tap");
-            dirs.remove(vm).map_err(|error| internal("the VM's directory cannot be removed", error))
+            deps.dirs.remove(vm).map_err(|error| internal("the VM's directory cannot be removed", error))
         });
         removed.await.map_err(|error| internal("the removal failed", error)).flatten()?;
         (self.handles, self.damaged) = (None, None);
@@ -447,12 +384,6 @@ impl Owner {
         };
         self.observed.send_replace(observation);
     }
-}
-
-/// An error with its causes in one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn reply<T>(answer: oneshot::Sender<Result<T, ApiError>>, outcome: Result<T, ApiError>) {

@@ -1,19 +1,23 @@
-//! Provisioning: directory, handles, disk, host key, config drive and tap, each repeatable.
+//! Provisioning: directory, handles, disk, host key and capabilities, each repeatable.
 
 use std::path::Path;
 
 use contract::{
     ApiError, VmId,
-    agent::{ProvisionRequest, Provisioned, VmSpec},
-    config_drive::{Network, Settings},
+    agent::{ProvisionRequest, Provisioned},
+    config_drive::Settings,
 };
 use russh::keys::{Algorithm, PrivateKey, ssh_key::LineEnding};
 
-use super::owner::{Owner, chain, internal};
+use super::{
+    Deps,
+    owner::{Owner, internal},
+};
 use crate::{
-    disk, files,
+    capability::Site,
+    disk,
+    files::{self, chain},
     handles::Handles,
-    net::Guarded,
     vmm::{Launch, names},
 };
 
@@ -30,6 +34,7 @@ impl Owner {
             return Err(ApiError::aborted(format!("the VM {} was removed by this very claim", self.vm)));
         }
         let image = self.deps.images.rootfs(spec.image)?;
+        self.deps.capabilities.validate(&spec)?;
         if self.handles.is_none() {
             self.handles = Some(Handles {
                 disk: disk::choose(&self.deps.state_dir),
@@ -53,14 +58,13 @@ impl Owner {
         {
             return Ok(Provisioned { ssh_host_key: ssh_host_key.clone() });
         }
-        handles.spec = spec.clone();
-        let guest = Guarded::new(&handles.tap, &spec);
-        let (dir, disk, lab) = (self.deps.dirs.dir(self.vm), handles.disk.clone(), self.deps.lab.clone());
+        handles.spec = spec;
+        let (known, deps, dir) = (handles.clone(), self.deps.clone(), self.deps.dirs.dir(self.vm));
         let made = tokio::task::spawn_blocking(move || {
-            disk::clone(&image, &dir, &disk, spec.disk)?;
+            disk::clone(&image, &dir, &known.disk, known.spec.disk)?;
             runtime::fault::point("agent/vm.provision/disk");
-            let ssh_host_key = settings(&dir, &spec)?;
-            lab.ensure_tap(&guest).map_err(|error| internal("the VM's tap cannot be made", chain(&error)))?;
+            let ssh_host_key = public_key(&dir)?;
+            deps.capabilities.prepare(Site { spec: &known.spec, dir: &dir, tap: &known.tap })?;
             runtime::fault::point("agent/vm.provision/tap");
             Ok::<_, ApiError>(ssh_host_key)
         });
@@ -72,33 +76,33 @@ impl Owner {
     }
 }
 
-/// Makes disk and config drive what the VM is to be now, before it boots.
-pub(super) fn refresh(dir: &Path, launch: &Launch) -> Result<(), ApiError> {
-    disk::grow(dir, &launch.disk, launch.spec.disk)?;
-    settings(dir, &launch.spec).map(drop)
-}
-
-/// Writes the config drive, with a host key made once; the key's public half.
-fn settings(dir: &Path, spec: &VmSpec) -> Result<String, ApiError> {
-    let key = host_key(&dir.join(names::SSH_HOST_KEY))?;
+/// Makes disk, config drive and all capabilities what the VM is to be now, before it boots. Blocking.
+pub(super) fn refresh(deps: &Deps, site: Site<'_>, launch: &mut Launch) -> Result<(), ApiError> {
+    disk::grow(site.dir, &launch.disk, site.spec.disk)?;
+    deps.capabilities.prepare(site)?;
+    let key = host_key(&site.dir.join(names::SSH_HOST_KEY))?;
     let private = key.to_openssh(LineEnding::LF).map_err(|error| internal("the host key cannot be written", error))?;
-    let settings = Settings {
+    let spec = site.spec;
+    let mut settings = Settings {
         vm_id: spec.id.to_string(),
         name: spec.name.clone(),
         domain: spec.domain.clone(),
-        network: Some(Network {
-            mac: spec.mac.clone(),
-            address: spec.address,
-            gateway: spec.gateway,
-            dns: vec![spec.gateway],
-        }),
+        network: None,
         ssh_keys: spec.ssh_keys.clone(),
         ssh_host_key: private.to_string(),
         image: spec.config.clone(),
+        user_data: None,
+        mounts: Vec::new(),
     };
+    deps.capabilities.configure(site, &mut settings, launch);
     let drive = settings.to_drive().map_err(|error| ApiError::invalid_argument(chain(&error)))?;
-    files::write_atomically(&dir.join(names::CONFIG_DRIVE), &drive, 0o600)
-        .map_err(|error| internal("the config drive cannot be written", error))?;
+    files::write_atomically(&site.dir.join(names::CONFIG_DRIVE), &drive, 0o600)
+        .map_err(|error| internal("the config drive cannot be written", error))
+}
+
+/// The public half of the VM's ssh host key, which is made once.
+fn public_key(dir: &Path) -> Result<String, ApiError> {
+    let key = host_key(&dir.join(names::SSH_HOST_KEY))?;
     key.public_key().to_openssh().map_err(|error| internal("the host key cannot be written", error))
 }
 

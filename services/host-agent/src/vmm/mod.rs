@@ -26,6 +26,17 @@ pub struct Launch {
     pub vmlinux: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
+    /// More disks, all of them raw.
+    pub data_disks: Vec<DiskFile>,
+}
+
+/// A data disk.
+#[derive(Clone, Debug)]
+pub struct DiskFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The serial number the guest sees.
+    pub serial: String,
 }
 
 /// File names in a VM's directory that drivers and the agent agree on.

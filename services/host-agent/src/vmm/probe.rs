@@ -36,7 +36,7 @@ pub fn kvm_works(acceleration: Acceleration, state_dir: &Path, boot: &BootFiles)
 fn boots(state_dir: &Path, boot: &BootFiles) -> std::io::Result<bool> {
     let dir = tempfile::Builder::new().prefix(".probe-").tempdir_in(state_dir)?;
     let qemu = Qemu { kvm: true, tsc_khz: None };
-    let mut command = qemu.base(&boot.vmlinux.display().to_string(), &boot.initramfs.display().to_string(), 1, 256);
+    let mut command = qemu.base(&boot.vmlinux.display().to_string(), &boot.initramfs.display().to_string(), 1, 256, "");
     for argument in &mut command {
         // The probe waits for the kernel's first line, which `quiet` would hide.
         *argument = argument.replace(" quiet loglevel=4", "");

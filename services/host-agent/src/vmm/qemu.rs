@@ -1,5 +1,7 @@
 //! The `qemu` driver: `-M microvm` with virtio-mmio devices, under KVM or TCG.
 
+use contract::config_drive::{CONFIG_SERIAL, ROOT_SERIAL};
+
 use super::{Launch, Vmm, names, process};
 
 /// The program.
@@ -35,7 +37,7 @@ impl Qemu {
     }
 
     /// What is the same for every guest: machine, kernel, console.
-    pub fn base(self, vmlinux: &str, initramfs: &str, cpus: u32, memory_mib: u32) -> Vec<String> {
+    pub fn base(self, vmlinux: &str, initramfs: &str, cpus: u32, memory_mib: u32, more: &str) -> Vec<String> {
         let accel = if self.kvm { "kvm".to_owned() } else { format!("tcg,tb-size={TCG_CACHE_MIB}") };
         let cpu = if self.kvm { "host" } else { "max" };
         let fixed = [
@@ -60,7 +62,7 @@ impl Qemu {
         add("-m", memory_mib.to_string());
         add("-kernel", vmlinux.to_owned());
         add("-initrd", initramfs.to_owned());
-        add("-append", self.kernel_arguments());
+        add("-append", format!("{} {more}", self.kernel_arguments()).trim_end().to_owned());
         add("-chardev", format!("file,id=console,path={},append=on", names::CONSOLE));
         add("-serial", "chardev:console".to_owned());
         command
@@ -75,14 +77,26 @@ impl Vmm for Qemu {
     fn command(&self, launch: &Launch) -> Vec<String> {
         let path = |path: &std::path::Path| path.display().to_string();
         let spec = &launch.spec;
-        let mut command = self.base(&path(&launch.vmlinux), &path(&launch.initramfs), spec.cpus, spec.memory.0);
+        let mut command = self.base(
+            &path(&launch.vmlinux),
+            &path(&launch.initramfs),
+            spec.cpus,
+            spec.memory.0,
+            &spec.features.kernel_args,
+        );
         let mut add = |flag: &str, value: String| command.extend([flag.to_owned(), value]);
         add("-name", process::marker(spec.id));
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
         add("-drive", format!("file={},if=none,id=root,format={},discard=unmap", launch.disk.file, launch.disk.format));
-        add("-device", "virtio-blk-device,drive=root".to_owned());
+        add("-device", format!("virtio-blk-device,drive=root,serial={ROOT_SERIAL}"));
         add("-drive", format!("file={},if=none,id=config,format=raw,readonly=on", names::CONFIG_DRIVE));
-        add("-device", "virtio-blk-device,drive=config".to_owned());
+        add("-device", format!("virtio-blk-device,drive=config,serial={CONFIG_SERIAL}"));
+        for (n, disk) in launch.data_disks.iter().enumerate() {
+            // A comma in a value is written twice (qemu-options).
+            let file = path(&disk.path).replace(',', ",,");
+            add("-drive", format!("file={file},if=none,id=data{n},format=raw,discard=unmap"));
+            add("-device", format!("virtio-blk-device,drive=data{n},serial={}", disk.serial));
+        }
         add("-netdev", format!("tap,id=net,ifname={},script=no,downscript=no", launch.tap));
         add("-device", format!("virtio-net-device,netdev=net,mac={}", spec.mac));
         add("-device", "virtio-serial-device".to_owned());

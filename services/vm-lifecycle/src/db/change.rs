@@ -4,6 +4,7 @@ use contract::{ApiError, VmId, subject};
 use serde_json::json;
 use store::{Store, StoreError, outbox};
 
+use super::reservation::host_ports;
 use crate::domain::plan::Wanted;
 
 /// Why nothing was changed.
@@ -15,6 +16,9 @@ pub enum ChangeError {
     /// Its host has too little left.
     #[error("the VM's host has too little room left for {0}")]
     NoRoom(String),
+    /// A port leads to another VM already; in words.
+    #[error("{0}")]
+    PortTaken(String),
     /// A newer claim works on the VM.
     #[error("another operation holds the VM")]
     Stale,
@@ -32,10 +36,18 @@ impl From<ChangeError> for ApiError {
         match error {
             ChangeError::NameTaken(_) => ApiError::already_exists(text).hint("choose another name"),
             ChangeError::NoRoom(_) => ApiError::resource_exhausted(text).hint("`warren host ls` shows what is left"),
+            ChangeError::PortTaken(_) => ApiError::already_exists(text).hint("publish another port"),
             ChangeError::Stale => ApiError::aborted(text),
             ChangeError::NotFound => ApiError::not_found(text),
             ChangeError::Store(error) => error.into(),
         }
+    }
+}
+
+fn port_taken(error: tokio_postgres::Error) -> ChangeError {
+    match error.as_db_error() {
+        Some(refused) if refused.code().code() == "WR007" => ChangeError::PortTaken(refused.message().to_owned()),
+        _ => StoreError::from(error).into(),
     }
 }
 
@@ -67,6 +79,7 @@ pub async fn vm_change(store: &Store, vm: VmId, epoch: i64, wanted: &Wanted) -> 
     }
     let write = "update vm.vm set epoch = greatest(epoch, $2), name = $3, cpus = $4::bigint::integer, memory_mib = $5, \
             disk_mib = $6, labels = $7, restart_policy = $8, expires_at = $9, deletion_protection = $10, \
+            features = features || jsonb_build_object('ports', $11::jsonb), \
             restart_at = case when $8 = 'no' then null else restart_at end, changed_at = clock_timestamp() where id = $1";
     let name = wanted.name.as_str();
     let labels = json!(wanted.labels);
@@ -84,6 +97,7 @@ pub async fn vm_change(store: &Store, vm: VmId, epoch: i64, wanted: &Wanted) -> 
                 &wanted.restart.as_str(),
                 &wanted.expires_at,
                 &wanted.deletion_protection,
+                &json!(wanted.ports),
             ],
         )
         .await;
@@ -93,6 +107,8 @@ pub async fn vm_change(store: &Store, vm: VmId, epoch: i64, wanted: &Wanted) -> 
         }
         other => drop(other?),
     }
+    let ports = json!(host_ports(&wanted.ports));
+    txn.execute("select vm.take_ports($1, $2, $3)", &[&vm.0, &host, &ports]).await.map_err(port_taken)?;
     let event = json!({ "name": name, "host": host, "labels": labels });
     outbox::push(&txn, &subject::event("vm", vm, "changed"), &event).await?;
     txn.commit().await.map_err(StoreError::committing)?;

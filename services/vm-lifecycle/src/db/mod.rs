@@ -1,6 +1,7 @@
 //! SQL of the schema `vm` (migrations/*__vm*.sql): one file a table or statement, rows in, parsed types out.
 
 pub mod change;
+pub mod disk;
 pub mod due;
 pub mod host;
 pub mod observation;

@@ -2,7 +2,12 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use contract::{ApiError, HostId, ImageId, Labels, MebiBytes, VmId, VmName, agent::Fence, vm::RestartPolicy};
+use contract::{
+    ApiError, HostId, ImageId, Labels, MebiBytes, VmId, VmName,
+    agent::Fence,
+    feature::{Features, PublishedPort},
+    vm::RestartPolicy,
+};
 use runtime::telemetry;
 use serde::Serialize;
 use store::{Store, StoreConfig, StoreError};
@@ -48,6 +53,51 @@ pub struct Settings {
     pub restart: RestartPolicy,
     /// How long it lives, in seconds from its reservation.
     pub ttl_seconds: Option<u64>,
+    /// What it has beside its size.
+    pub features: Features,
+    /// What its own data disks take of its host, in MiB.
+    pub data_disks_mib: u64,
+    /// The host's ports that lead to it.
+    pub ports: Vec<Port>,
+    /// Disks that outlive it.
+    pub kept_disks: Vec<KeptDisk>,
+}
+
+/// A host's port, as the database knows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Port {
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// The host's port.
+    pub port: u16,
+}
+
+/// A disk that outlives its VM, as the database knows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct KeptDisk {
+    /// Its name in the lab.
+    pub name: VmName,
+    /// Its size in MiB, unless it is larger already.
+    pub size_mib: u32,
+}
+
+/// The host's ports of a VM's.
+pub fn host_ports(ports: &[PublishedPort]) -> Vec<Port> {
+    ports.iter().map(|port| Port { protocol: port.protocol.as_str(), port: port.host }).collect()
+}
+
+impl Settings {
+    /// With what these features take.
+    #[must_use]
+    pub fn with(mut self, features: Features) -> Self {
+        let own = features.disks.iter().filter(|disk| !disk.keep);
+        self.data_disks_mib = own.map(|disk| u64::from(disk.size.0)).sum();
+        let kept = features.disks.iter().filter(|disk| disk.keep);
+        self.kept_disks = kept.map(|disk| KeptDisk { name: disk.name.clone(), size_mib: disk.size.0 }).collect();
+        self.ports = host_ports(&features.ports);
+        self.features = features;
+        self
+    }
 }
 
 /// What was reserved.
@@ -87,6 +137,12 @@ pub enum ReserveError {
         /// The host.
         host: HostId,
     },
+    /// A port leads to another VM already; in words.
+    #[error("{0}")]
+    PortTaken(String),
+    /// A kept disk is in use or on another host; in words.
+    #[error("{0}")]
+    DiskTaken(String),
     /// Another worker holds the operation now.
     #[error("the operation is held by another worker")]
     Stale,
@@ -109,6 +165,12 @@ impl From<ReserveError> for ApiError {
             ReserveError::NoAddress(_) => ApiError::resource_exhausted(text)
                 .hint("delete VMs (a freed address rests for a while), or configure larger subnets"),
             ReserveError::ReplicaGone { .. } => ApiError::failed_precondition(text).hint("pull the image again"),
+            ReserveError::PortTaken(_) => {
+                ApiError::already_exists(text).hint("publish another port, or let the VM run on another host")
+            }
+            ReserveError::DiskTaken(_) => {
+                ApiError::failed_precondition(text).hint("`warren disk ls` shows who uses it and where it is")
+            }
             ReserveError::Stale => ApiError::aborted(text),
             ReserveError::Store(error) => error.into(),
         }
@@ -217,6 +279,8 @@ fn refusal(error: StoreError, claim: &Claim) -> ReserveError {
         }
         "WR004" => ReserveError::NoAddress(claim.host.clone()),
         "WR005" => ReserveError::Stale,
+        "WR007" => ReserveError::PortTaken(refused.message().to_owned()),
+        "WR008" => ReserveError::DiskTaken(refused.message().to_owned()),
         _ => error.into(),
     }
 }

@@ -38,7 +38,7 @@ pub struct VmRow {
 
 const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, v.cpus::bigint as cpus, v.memory_mib, \
      v.disk_mib, v.ssh_keys, v.ssh_host_key, v.ssh_port, v.reason, v.epoch, v.created_at, v.ready_at, l.address, \
-     v.labels, v.restart_policy, v.restarts::bigint as restarts, v.restart_at, v.expires_at, v.deletion_protection, \
+     v.labels, v.restart_policy, v.restarts::bigint as restarts, v.restart_at, v.expires_at, v.deletion_protection, v.features, \
      array(select o.id from operations.operation o where o.resource = 'vm:' || v.id and o.state = 'queued' order by o.id) \
         as queued, \
      masklen(h.subnet) as prefix, h.gateway, \
@@ -80,8 +80,10 @@ pub async fn vm_list(
     filter: &ListRequest,
     limit: u32,
 ) -> Result<Vec<VmRow>, StoreError> {
+    // A page of whole scripts would be more than a message holds.
+    let listed = COLUMNS.replace("v.features,", "v.features - '{user_data,env}'::text[] as features,");
     let sql = format!(
-        "select {COLUMNS} from {TABLES} where ($2::text is null or v.state = $2) and ($3::text is null or v.host_id = $3) \
+        "select {listed} from {TABLES} where ($2::text is null or v.state = $2) and ($3::text is null or v.host_id = $3) \
          and ($4::text is null or v.name > $4) and ($6::jsonb is null or v.labels @> $6) \
          and ($7::text[] is null or v.labels ?& $7) and ($8::text is null or v.image_name = $8 or v.image_id::text = $8) \
          order by v.name limit $5"
@@ -135,6 +137,8 @@ fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
         restart_at: row.try_get("restart_at")?,
         expires_at: row.try_get("expires_at")?,
         deletion_protection: row.try_get("deletion_protection")?,
+        features: serde_json::from_value(row.try_get("features")?)
+            .map_err(|error| StoreError::Schema(format!("a VM's features: {error}")))?,
         queued: row.try_get::<_, Vec<Uuid>>("queued")?.into_iter().map(OperationId).collect(),
         operation: row.try_get::<_, Option<Uuid>>("operation")?.map(OperationId),
         reason: row.try_get("reason")?,

@@ -3,12 +3,13 @@
 use contract::{
     ApiError, Labels, MebiBytes, VmName,
     change::{Effect, FieldChange, SetRequest},
+    feature::PublishedPort,
     vm::{RestartPolicy, Vm, VmState},
 };
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
-use super::spec;
+use super::{feature, spec};
 
 /// All of a VM that can be changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Wanted {
     pub expires_at: Option<OffsetDateTime>,
     /// Whether a delete is refused.
     pub deletion_protection: bool,
+    /// The host's ports that lead to it.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
 }
 
 impl Wanted {
@@ -43,12 +47,14 @@ impl Wanted {
             restart: vm.restart,
             expires_at: vm.expires_at,
             deletion_protection: vm.deletion_protection,
+            ports: vm.features.ports.clone(),
         }
     }
 
     /// Whether its host has to know of the difference.
     pub fn concerns_host(&self, other: &Self) -> bool {
-        (&self.name, self.cpus, self.memory, self.disk) != (&other.name, other.cpus, other.memory, other.disk)
+        let seen = |it: &Self| (it.name.clone(), it.cpus, it.memory, it.disk, it.ports.clone());
+        seen(self) != seen(other)
     }
 }
 
@@ -85,6 +91,10 @@ pub fn wanted(vm: &Vm, request: &SetRequest, now: OffsetDateTime) -> Result<Want
     spec::labels(wanted.labels.len())?;
     wanted.restart = request.restart.unwrap_or(vm.restart);
     wanted.deletion_protection = request.deletion_protection.unwrap_or(vm.deletion_protection);
+    if let Some(ports) = &request.ports {
+        feature::ports(ports)?;
+        wanted.ports.clone_from(ports);
+    }
     match request.ttl_seconds {
         None => {}
         Some(0) => wanted.expires_at = None,
@@ -119,6 +129,8 @@ pub fn plan(vm: &Vm, wanted: &Wanted) -> Vec<FieldChange> {
         let text = |labels: &Labels| labels.get(key).map(|value| format!("={value}")).unwrap_or_default();
         compare(&format!("labels.{key}"), text(&vm.labels), text(&wanted.labels), Effect::Live);
     }
+    let ports = |ports: &[PublishedPort]| ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    compare("ports", ports(&vm.features.ports), ports(&wanted.ports), Effect::Live);
     compare("restart", vm.restart.as_str().into(), wanted.restart.as_str().into(), Effect::Live);
     compare("expires_at", time(vm.expires_at), time(wanted.expires_at), Effect::Live);
     let (from, to) = (vm.deletion_protection, wanted.deletion_protection);

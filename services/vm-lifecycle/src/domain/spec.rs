@@ -7,7 +7,7 @@ use contract::{
     vm::{CPUS, CreateRequest, DISK, MEMORY, SSH_KEY_BYTES_MAX, SSH_KEYS_MAX, TTL_SECONDS},
 };
 
-use super::reference;
+use super::{feature, reference};
 
 /// The key types guest-agent's ssh server takes.
 const KEY_TYPES: [&str; 8] = [
@@ -31,6 +31,7 @@ pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
     timeout(request.timeout_ms)?;
     labels(request.labels.len())?;
     lifetime(request.ttl_seconds, request.deletion_protection)?;
+    feature::check(&request.features)?;
     if request.ssh_keys.len() > SSH_KEYS_MAX {
         return Err(ApiError::invalid_argument(format!("{} ssh keys are too many", request.ssh_keys.len()))
             .hint(format!("a VM takes {SSH_KEYS_MAX}")));

@@ -1,19 +1,25 @@
 //! One file a verb: what a request must be, and its answer.
 
 mod create;
+mod disks;
 mod get;
 mod heartbeat;
 mod hosts;
 mod lifecycle;
 mod list;
+mod many;
 mod register;
 mod report;
 mod set;
 
 use std::sync::Arc;
 
-use bus::{BusError, RequestContext, Service};
-use contract::{ApiError, Verb, host, vm};
+use bus::{Bus, BusError, RequestContext, Service};
+use contract::{
+    ApiError, Verb, host,
+    many::{CreateMany, Many},
+    vm,
+};
 use ipnet::Ipv4Net;
 use operations::Submitter;
 use store::Store;
@@ -24,6 +30,8 @@ use crate::kinds::{Delete, Lab, Pause, Restart, Resume, Start, Stop};
 pub struct App {
     /// The database.
     pub store: Store,
+    /// The bus, for commands to hosts outside of operations.
+    pub bus: Bus,
     /// Accepts operations.
     pub submitter: Submitter,
     /// Who reserves, and the lab's domain.
@@ -54,6 +62,8 @@ where
 /// The bus connection is closed.
 pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError> {
     serve::<vm::Create, _>(service, app, create::handle).await?;
+    serve::<CreateMany, _>(service, app, many::create).await?;
+    serve::<Many, _>(service, app, many::handle).await?;
     serve::<vm::List, _>(service, app, list::handle).await?;
     serve::<vm::Get, _>(service, app, get::handle).await?;
     serve::<vm::Start, _>(service, app, lifecycle::handle::<Start>).await?;
@@ -62,6 +72,8 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<vm::Pause, _>(service, app, lifecycle::handle::<Pause>).await?;
     serve::<vm::Resume, _>(service, app, lifecycle::handle::<Resume>).await?;
     serve::<vm::Set, _>(service, app, set::handle).await?;
+    serve::<vm::DiskList, _>(service, app, disks::list).await?;
+    serve::<vm::DiskDelete, _>(service, app, disks::delete).await?;
     serve::<vm::Delete, _>(service, app, lifecycle::handle::<Delete>).await?;
     serve::<host::Register, _>(service, app, register::handle).await?;
     serve::<host::Heartbeat, _>(service, app, heartbeat::handle).await?;

@@ -130,6 +130,7 @@ pub async fn adjust(cx: &Context, target: Target<'_>, wanted: &Wanted) -> Result
         cpus: wanted.cpus,
         memory: wanted.memory,
         disk: wanted.disk,
+        ports: Some(wanted.ports.clone()),
     };
     command::<VmAdjust>(cx, target.host, &request).await.map(drop)
 }

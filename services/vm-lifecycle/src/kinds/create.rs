@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use contract::{
-    ApiError, HostId, ImageId, OperationId, VmId, agent::VmSpec, deadline, image::ImageConfig, operation::VmResult,
-    vm::CreateRequest,
+    ApiError, HostId, ImageId, MebiBytes, OperationId, VmId, agent::VmSpec, deadline, feature::Features,
+    image::ImageConfig, operation::VmResult, vm::CreateRequest,
 };
 use ipnet::Ipv4Net;
 use operations::{Context, Kind, Step, StepError};
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     db::{
+        disk::disk_host,
         host::{host_candidates, host_share},
         reservation::{Claim, ReserveError, Settings},
         vm::{Patch, vm_find},
@@ -210,10 +211,25 @@ async fn choose(
     let client = cx.store().client().await?;
     let hosts = host_candidates(&client, kind.0.reservations.rest()).await?;
     drop(client);
-    let needs = Needs { cpus: create.cpus, memory: create.memory, disk: create.disk };
-    let question = Question { needs, image: &image.name, holders: &image.hosts, wanted: create.host.as_ref(), filled };
+    let kept = kept_on(cx, create).await?;
+    let data: u32 = create.features.disks.iter().filter(|disk| !disk.keep).map(|disk| disk.size.0).sum();
+    let disk = MebiBytes(create.disk.0.saturating_add(data));
+    let needs = Needs { cpus: create.cpus, memory: create.memory, disk };
+    let wanted = create.host.as_ref().or(kept.as_ref());
+    let question = Question { needs, image: &image.name, holders: &image.hosts, wanted, filled };
     // A host that is down may be back in a moment, but a caller is better told now than after the deadline.
     place(&hosts, &question).cloned().map_err(StepError::permanent)
+}
+
+/// The host of a kept disk that is there already: the VM has to go to it. The reservation refuses what does not fit together.
+async fn kept_on(cx: &Context, create: &CreateRequest) -> Result<Option<HostId>, StepError> {
+    let kept: Vec<&str> =
+        create.features.disks.iter().filter(|disk| disk.keep).map(|disk| disk.name.as_str()).collect();
+    if kept.is_empty() {
+        return Ok(None);
+    }
+    let client = cx.store().client().await?;
+    Ok(disk_host(&client, &kept).await?)
 }
 
 fn claim(cx: &Context, order: &CreateOrder, image: &Resolved, host: HostId) -> Claim {
@@ -233,7 +249,9 @@ fn claim(cx: &Context, order: &CreateOrder, image: &Resolved, host: HostId) -> C
             deletion_protection: create.deletion_protection,
             restart: create.restart,
             ttl_seconds: create.ttl_seconds,
-        },
+            ..Settings::default()
+        }
+        .with(create.features.clone()),
         fence: Some(cx.fence()),
     }
 }
@@ -259,7 +277,7 @@ impl Step<Create> for Provision {
             id: order.vm_id,
             name: create.name.clone(),
             image: image.id,
-            config: image.config.clone(),
+            config: configured(&image.config, &create.features),
             cpus: create.cpus,
             memory: create.memory,
             disk: create.disk,
@@ -268,6 +286,7 @@ impl Step<Create> for Provision {
             mac: mac::of(place.address.addr()),
             domain: kind.0.domain.clone(),
             ssh_keys: create.ssh_keys.clone(),
+            features: create.features.clone(),
         };
         journal.ssh_host_key = Some(agent::provision(cx, &place.host, spec).await?.ssh_host_key);
         Ok(())
@@ -279,6 +298,23 @@ impl Step<Create> for Provision {
         let Some(place) = &journal.place else { return Ok(()) };
         agent::remove(cx, &place.host, order.vm_id).await
     }
+}
+
+/// What the image's author asked to be run, with what this VM wants instead.
+fn configured(image: &ImageConfig, features: &Features) -> ImageConfig {
+    let mut config = image.clone();
+    let name = |variable: &str| variable.split('=').next().map(str::to_owned);
+    config.env.retain(|variable| name(variable).is_none_or(|name| !features.env.contains_key(&name)));
+    config.env.extend(features.env.iter().map(|(name, value)| format!("{name}={value}")));
+    if let Some(entrypoint) = &features.entrypoint {
+        config.entrypoint.clone_from(entrypoint);
+        // As with containers: the image's command belongs to its own entrypoint.
+        config.cmd.clear();
+    }
+    if let Some(cmd) = &features.cmd {
+        config.cmd.clone_from(cmd);
+    }
+    config
 }
 
 /// Starts the VMM. Undone by `provision`'s undo.

@@ -58,6 +58,7 @@ mod tests {
             restart_at: None,
             expires_at: None,
             deletion_protection: false,
+            features: contract::feature::Features::default(),
             operation: None,
             queued: Vec::new(),
             reason: None,

@@ -85,6 +85,7 @@ impl Lab {
             restart_at: None,
             expires_at: None,
             deletion_protection: false,
+            features: Default::default(),
             operation: None,
             queued: Vec::new(),
             reason: None,

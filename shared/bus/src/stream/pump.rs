@@ -53,6 +53,8 @@ pub(super) struct Pump {
     buffer: BytesMut,
     /// The user reads no more.
     deaf: bool,
+    /// The peer is gone, but its last bytes are still to be read.
+    gone: bool,
     /// The user has been told that the peer's direction ended.
     closed: bool,
     acknowledged: Option<Packet>,
@@ -84,6 +86,7 @@ impl Pump {
             receiver: Receiver::new(),
             buffer: BytesMut::with_capacity(DATA_MAX),
             deaf: false,
+            gone: false,
             closed: false,
             acknowledged: None,
             acknowledged_delivered: 0,
@@ -137,6 +140,12 @@ impl Pump {
         self.heard = Instant::now();
         match Packet::decode(payload) {
             None => Next::Broken("the peer sent a malformed packet".to_owned()),
+            Some(Packet::Reset { reason }) if self.receiver.is_whole() && !self.deaf => {
+                with_ending(&self.ending, |ending| ending.unwanted = Some(reason));
+                self.sender.give_up();
+                self.gone = true;
+                self.end_of_input().await
+            }
             Some(Packet::Reset { reason }) => {
                 with_ending(&self.ending, |ending| ending.broken.get_or_insert(reason.clone()).clone());
                 Next::Broken(reason)
@@ -254,7 +263,7 @@ impl Pump {
 
     async fn tick(&mut self) -> Next {
         let now = Instant::now();
-        if now - self.heard > PEER_SILENCE {
+        if now - self.heard > PEER_SILENCE && !self.gone {
             return Next::Broken("the other end has been silent for 30 s".to_owned());
         }
         if self.sender.waits() && now - self.progress > RESEND {

@@ -94,6 +94,11 @@ impl Receiver {
         self.delivered
     }
 
+    /// The peer has ended its direction and all of it has come.
+    pub(super) fn is_whole(&self) -> bool {
+        self.finished
+    }
+
     /// The peer has ended its direction and the reader has all of it.
     pub(super) fn is_done(&self) -> bool {
         self.finished && self.pending.is_empty()

@@ -40,6 +40,15 @@ impl Sender {
         !self.unacknowledged.is_empty() || (self.fin.is_some() && !self.fin_acknowledged)
     }
 
+    /// The peer takes no more: nothing is left to do.
+    pub(super) fn give_up(&mut self) {
+        self.unacknowledged.clear();
+        if self.fin.is_none() {
+            self.finish();
+        }
+        self.fin_acknowledged = true;
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.fin_acknowledged
     }

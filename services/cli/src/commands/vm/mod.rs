@@ -1,21 +1,26 @@
 //! `warren vm …`
 
-use std::path::{Path, PathBuf};
+mod create;
+mod many;
+mod set;
+mod wait_for;
 
 use bus::ByteStream;
 use contract::{
-    ApiError, Labels, deadline, label,
+    ApiError, Labels, deadline,
+    feature::DataDisk,
+    many::ManyVerb,
     operation::Operation,
     verb::Verb,
-    vm::{self, CreateRequest, LifecycleRequest, ListRequest, Vm, VmList, VmRef},
+    vm::{self, LifecycleRequest, ListRequest, Vm, VmList, VmRef},
     workspace::SessionKind,
 };
 use time::format_description::well_known::Rfc3339;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{parse, parse_some, set};
+use super::parse_some;
 use crate::{
-    args::{CreateArgs, Global, VmCommand},
+    args::{Global, VmCommand, Waiting, Which},
     client::Client,
     failure::{Failure, Outcome},
     output::{self, Format},
@@ -31,7 +36,7 @@ const PAGE: u32 = 200;
 /// What the service answered.
 pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<Outcome, Failure> {
     match command {
-        VmCommand::Create(args) => create(global, format, args).await,
+        VmCommand::Create(args) => create::run(global, format, *args).await,
         VmCommand::Ls { state, host, label, image } => {
             let (state, host) = (parse_some(state.as_deref())?, parse_some(host.as_deref())?);
             let label = parse_some(label.as_deref())?;
@@ -54,120 +59,52 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
             }
             Ok(Outcome::Done)
         }
-        VmCommand::Start { vm, waiting } => {
-            lifecycle::<vm::Start>(global, format, request(vm, false), waiting.no_wait, "runs").await
+        VmCommand::Start { which, waiting } => {
+            lifecycle::<vm::Start>(global, format, (which, false), (ManyVerb::Start, waiting), "runs").await
         }
-        VmCommand::Stop { vm, force, waiting } => {
-            lifecycle::<vm::Stop>(global, format, request(vm, force), waiting.no_wait, "is stopped").await
+        VmCommand::Stop { which, force, waiting } => {
+            lifecycle::<vm::Stop>(global, format, (which, force), (ManyVerb::Stop, waiting), "is stopped").await
         }
-        VmCommand::Restart { vm, force, waiting } => {
-            lifecycle::<vm::Restart>(global, format, request(vm, force), waiting.no_wait, "runs again").await
+        VmCommand::Restart { which, force, waiting } => {
+            lifecycle::<vm::Restart>(global, format, (which, force), (ManyVerb::Restart, waiting), "runs again").await
         }
         VmCommand::Set(args) => set::run(global, format, args).await,
         VmCommand::Rename { vm, name, waiting } => set::rename(global, format, vm, &name, waiting).await,
-        VmCommand::Pause { vm, waiting } => {
-            lifecycle::<vm::Pause>(global, format, request(vm, false), waiting.no_wait, "is paused").await
+        VmCommand::Pause { which, waiting } => {
+            lifecycle::<vm::Pause>(global, format, (which, false), (ManyVerb::Pause, waiting), "is paused").await
         }
-        VmCommand::Resume { vm, waiting } => {
-            lifecycle::<vm::Resume>(global, format, request(vm, false), waiting.no_wait, "goes on").await
+        VmCommand::Resume { which, waiting } => {
+            lifecycle::<vm::Resume>(global, format, (which, false), (ManyVerb::Resume, waiting), "goes on").await
         }
-        VmCommand::Rm { vm, force, waiting } => {
-            lifecycle::<vm::Delete>(global, format, request(vm, force), waiting.no_wait, "is gone").await
+        VmCommand::Rm { which, force, waiting } => {
+            lifecycle::<vm::Delete>(global, format, (which, force), (ManyVerb::Delete, waiting), "is gone").await
         }
+        VmCommand::Wait { vm, what, timeout } => wait_for::run(global, format, vm, &what, &timeout).await,
         VmCommand::Logs { vm, follow, tail } => logs(global, &vm, follow, tail).await,
     }
-}
-
-async fn create(global: &Global, format: Format, args: CreateArgs) -> Result<Outcome, Failure> {
-    let request = CreateRequest {
-        cpus: args.cpus,
-        memory: parse(&args.memory)?,
-        disk: parse(&args.disk)?,
-        host: parse_some(args.host.as_deref())?,
-        ssh_keys: ssh_keys(&args.ssh_key)?,
-        labels: labels(&args.label)?,
-        restart: parse(&args.restart)?,
-        ttl_seconds: args.ttl.as_deref().map(seconds).transpose()?,
-        deletion_protection: args.deletion_protection,
-        ..CreateRequest::new(parse(&args.name)?, args.image)
-    };
-    let client = Client::connect(global).await?;
-    let operation = client.change::<vm::Create>(&request, deadline::QUICK).await?;
-    wait::settle(&client, operation, format, args.waiting.no_wait, async |operation| {
-        let vm = client.ask::<vm::Get>(&VmRef { vm: request.name.to_string() }).await?;
-        let took = operation.finished_at.map(|end| end - operation.created_at);
-        let took = took.map(|took| format!(" after {:.1} s", took.as_seconds_f64())).unwrap_or_default();
-        output::text(&format!("{} runs on {} with address {}{took}\n", vm.name, vm.host, vm.address))?;
-        output::note(&format!("try: warren ssh {}", vm.name));
-        Ok(())
-    })
-    .await
-}
-
-fn labels(texts: &[String]) -> Result<Labels, ApiError> {
-    let read = |text: &String| label::parse(text).map_err(|error| ApiError::invalid_argument(error.to_string()));
-    texts.iter().map(read).collect()
-}
-
-/// A time such as `90m` or `7days`, in whole seconds.
-pub(super) fn seconds(text: &str) -> Result<u64, ApiError> {
-    humantime::parse_duration(text).map(|time| time.as_secs()).map_err(|error| {
-        ApiError::invalid_argument(format!("{text:?} is no time: {error}")).hint("write it like 90s, 15m, 2h or 7days")
-    })
-}
-
-/// The keys in the named files, or in all `~/.ssh/*.pub` where none is named.
-fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, ApiError> {
-    if files.is_empty() {
-        return Ok(default_keys());
-    }
-    let mut keys = Vec::new();
-    for file in files {
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            ApiError::invalid_argument(format!("the key {} cannot be read: {error}", file.display()))
-        })?;
-        if text.contains("PRIVATE KEY") {
-            let message = format!("{} is a private key", file.display());
-            return Err(ApiError::invalid_argument(message).hint("name the public one, which ends in .pub"));
-        }
-        keys.extend(lines(&text));
-    }
-    Ok(keys)
-}
-
-fn default_keys() -> Vec<String> {
-    let Some(home) = std::env::var_os("HOME") else { return Vec::new() };
-    let Ok(entries) = std::fs::read_dir(Path::new(&home).join(".ssh")) else { return Vec::new() };
-    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    files.retain(|path| path.extension().is_some_and(|end| end == "pub"));
-    files.sort();
-    // What is there by chance must not make a create fail: certificates and oddities are left out.
-    let texts = files.iter().filter_map(|path| std::fs::read_to_string(path).ok());
-    let keys = texts.flat_map(|text| lines(&text));
-    let usable = keys.filter(|key| key.len() <= vm::SSH_KEY_BYTES_MAX && !key.contains("-cert-v01@"));
-    usable.take(vm::SSH_KEYS_MAX).collect()
-}
-
-fn lines(text: &str) -> Vec<String> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.map(str::to_owned).collect()
 }
 
 fn request(vm: String, force: bool) -> LifecycleRequest {
     LifecycleRequest { vm, force, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS }
 }
 
+/// One VM is one operation, with its progress; several are one request, with a line each.
 async fn lifecycle<V: Verb<Request = LifecycleRequest, Reply = Operation>>(
     global: &Global,
     format: Format,
-    request: LifecycleRequest,
-    no_wait: bool,
+    (which, force): (Which, bool),
+    (verb, waiting): (ManyVerb, Waiting),
     done: &str,
 ) -> Result<Outcome, Failure> {
     let client = Client::connect(global).await?;
+    let mut vms = many::chosen(&client, &which).await?;
+    if vms.len() != 1 || which.label.is_some() {
+        return many::run(&client, format, vms, (verb, force), waiting.no_wait, done).await;
+    }
+    let request = request(vms.remove(0), force);
     let operation = client.change::<V>(&request, deadline::QUICK).await?;
     let text = format!("{} {done}\n", output::clean(&request.vm));
-    wait::settle(&client, operation, format, no_wait, async |_| output::text(&text)).await
+    wait::settle(&client, operation, format, waiting.no_wait, async |_| output::text(&text)).await
 }
 
 async fn all(client: &Client, mut request: ListRequest) -> Result<VmList, ApiError> {
@@ -220,13 +157,28 @@ fn show(vm: &Vm) -> Result<(), Failure> {
         ("ssh port", vm.ssh_port.map(|port| port.to_string()).unwrap_or_default()),
         ("labels", labels_text(&vm.labels)),
         ("restart", restart(vm)),
+        ("network", vm.features.network.as_str().to_owned()),
+        ("ports", joined(&vm.features.ports)),
+        ("data disks", vm.features.disks.iter().map(data_disk).collect::<Vec<_>>().join(" ")),
+        ("env", vm.features.env.keys().cloned().collect::<Vec<_>>().join(" ")),
+        ("kernel args", vm.features.kernel_args.clone()),
+        ("idle limit", vm.features.idle_seconds.map(|idle| format!("{idle} s")).unwrap_or_default()),
         ("expires", vm.expires_at.map(|at| at.format(&Rfc3339).unwrap_or_default()).unwrap_or_default()),
         ("protected", if vm.deletion_protection { "against deletion".to_owned() } else { String::new() }),
         ("operation", vm.operation.map(|id| id.to_string()).unwrap_or_default()),
-        ("queued", vm.queued.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+        ("queued", joined(&vm.queued)),
         ("age", output::age(vm.created_at)),
         ("ready for", vm.ready_at.map(output::age).unwrap_or_default()),
     ])
+}
+
+fn joined<T: ToString>(all: &[T]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn data_disk(disk: &DataDisk) -> String {
+    let mount = disk.mount.as_ref().map(|path| format!(" at {path}")).unwrap_or_default();
+    format!("{} ({}{mount}{})", disk.name, disk.size, if disk.keep { ", kept" } else { "" })
 }
 
 fn labels_text(labels: &Labels) -> String {

@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use contract::{
     ApiError,
     change::{SetReply, SetRequest},
-    deadline, label, vm,
+    deadline,
+    feature::PublishedPort,
+    label, vm,
 };
 
-use super::{parse, parse_some, vm::seconds};
+use super::create::seconds;
 use crate::{
     args::{Global, SetArgs, Waiting},
     client::Client,
+    commands::{parse, parse_some},
     failure::{Failure, Outcome},
     output::{self, Format},
     wait,
@@ -39,6 +42,7 @@ pub async fn run(global: &Global, format: Format, args: SetArgs) -> Result<Outco
         restart: parse_some(args.restart.as_deref())?,
         ttl_seconds: args.ttl.as_deref().map(ttl).transpose()?,
         deletion_protection: args.deletion_protection.map(|word| word == "on"),
+        ports: ports(&args.publish)?,
         dry_run: args.dry_run,
         ..base(args.vm)
     };
@@ -62,6 +66,15 @@ pub async fn rename(
 
 fn base(vm: String) -> SetRequest {
     SetRequest { vm, timeout_ms: deadline::WAIT_DEFAULT_MS, ..SetRequest::default() }
+}
+
+/// All that shall be published; nothing said is nothing changed.
+fn ports(texts: &[String]) -> Result<Option<Vec<PublishedPort>>, ApiError> {
+    match texts {
+        [] => Ok(None),
+        [off] if off == "off" => Ok(Some(Vec::new())),
+        ports => ports.iter().map(|text| parse(text)).collect::<Result<_, _>>().map(Some),
+    }
 }
 
 fn ttl(text: &str) -> Result<u64, ApiError> {

@@ -1,0 +1,241 @@
+//! Published ports: the agent listens on the machine and connects from within the lab's namespace, so that the machine's own
+//! rules and routes stay as they are and a lab without an uplink has them too. Connections end with the agent; the VM's own
+//! address does not depend on it.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use contract::{
+    ApiError, VmId,
+    doctor::Check,
+    feature::{Protocol, PublishedPort},
+};
+use tokio::{sync::Semaphore, time::timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Capability, Site};
+use crate::net::Lab;
+
+/// How many connections one port carries at once; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 1024;
+/// How long a connection into the VM may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long an association of UDP lives after its last datagram, as in RFC 4787's recommendation.
+const UDP_IDLE: Duration = Duration::from_secs(300);
+/// How many senders one UDP port knows at once; others are not answered.
+const UDP_SENDERS_MAX: usize = 1024;
+/// The longest datagram.
+const DATAGRAM: usize = 65_536;
+
+/// Published ports of this host's VMs.
+pub struct Ports {
+    lab: Lab,
+    address: Ipv4Addr,
+    open: Mutex<HashMap<VmId, HashMap<PublishedPort, Open>>>,
+}
+
+/// A port that is taken, and whoever serves it once the VM runs.
+struct Open {
+    socket: Socket,
+    served: Option<DropGuard>,
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+impl Ports {
+    /// Ports without an address are opened on `address`.
+    pub fn new(lab: Lab, address: Ipv4Addr) -> Self {
+        Self { lab, address, open: Mutex::default() }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<VmId, HashMap<PublishedPort, Open>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what is wanted and not taken yet, lets go of the rest.
+    fn take(&self, site: Site<'_>) -> Result<(), ApiError> {
+        let wanted = &site.spec.features.ports;
+        let mut all = self.open();
+        let open = all.entry(site.spec.id).or_default();
+        open.retain(|port, _| wanted.contains(port));
+        for port in wanted {
+            if !open.contains_key(port) {
+                let socket = self.bind(port).map_err(|error| unavailable(port, &error))?;
+                open.insert(*port, Open { socket, served: None });
+            }
+        }
+        Ok(())
+    }
+
+    fn bind(&self, port: &PublishedPort) -> io::Result<Socket> {
+        let address = SocketAddrV4::new(port.address.unwrap_or(self.address), port.host);
+        match port.protocol {
+            Protocol::Tcp => {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(Socket::Tcp(listener))
+            }
+            Protocol::Udp => {
+                let socket = UdpSocket::bind(address)?;
+                socket.set_nonblocking(true)?;
+                Ok(Socket::Udp(socket))
+            }
+        }
+    }
+
+    fn serve(&self, port: PublishedPort, socket: &Socket, guest: Ipv4Addr) -> io::Result<DropGuard> {
+        let stop = CancellationToken::new();
+        let to = SocketAddrV4::new(guest, port.guest);
+        let (lab, token) = (self.lab.clone(), stop.clone());
+        match socket {
+            Socket::Tcp(listener) => {
+                let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
+                tokio::spawn(token.run_until_cancelled_owned(tcp(listener, lab, to, stop.clone())));
+            }
+            Socket::Udp(socket) => {
+                let socket = Arc::new(tokio::net::UdpSocket::from_std(socket.try_clone()?)?);
+                tokio::spawn(token.run_until_cancelled_owned(udp(socket, lab, to, stop.clone())));
+            }
+        }
+        Ok(stop.drop_guard())
+    }
+}
+
+fn unavailable(port: &PublishedPort, error: &io::Error) -> ApiError {
+    ApiError::failed_precondition(format!("the host's port {port} cannot be taken: {error}"))
+        .hint("another program of the host may have it; publish another")
+}
+
+async fn tcp(listener: tokio::net::TcpListener, lab: Lab, to: SocketAddrV4, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(turn) = room.clone().acquire_owned().await else { return };
+        let (mut outside, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or the peer is gone already: neither ends the port.
+                tracing::debug!(%error, "a connection to a published port was not accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        let (lab, stop) = (lab.clone(), stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            let _turn = turn;
+            match timeout(CONNECT, connect(&lab, to)).await {
+                Ok(Ok(mut inside)) => {
+                    // Either side may end it at any time.
+                    drop(tokio::io::copy_bidirectional(&mut outside, &mut inside).await);
+                }
+                Ok(Err(error)) => tracing::debug!(%to, %error, "a published port leads nowhere"),
+                Err(_) => tracing::debug!(%to, "a published port leads nowhere: no answer"),
+            }
+        }));
+    }
+}
+
+async fn connect(lab: &Lab, to: SocketAddrV4) -> io::Result<tokio::net::TcpStream> {
+    let lab = lab.clone();
+    let socket = tokio::task::spawn_blocking(move || lab.tcp_socket()).await.map_err(io::Error::other)??;
+    socket.connect(to.into()).await
+}
+
+/// Each sender gets a socket of its own towards the VM, so that answers find their way back.
+async fn udp(outside: Arc<tokio::net::UdpSocket>, lab: Lab, to: SocketAddrV4, stop: CancellationToken) {
+    let senders: Arc<Mutex<HashMap<SocketAddr, Arc<tokio::net::UdpSocket>>>> = Arc::default();
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        let Ok((length, sender)) = outside.recv_from(&mut buffer).await else { continue };
+        let known = senders.lock().unwrap_or_else(PoisonError::into_inner).get(&sender).cloned();
+        let inside = match known {
+            Some(inside) => inside,
+            None => {
+                let full = senders.lock().unwrap_or_else(PoisonError::into_inner).len() >= UDP_SENDERS_MAX;
+                let Some(inside) = (if full { None } else { associate(&lab, to).await }) else { continue };
+                senders.lock().unwrap_or_else(PoisonError::into_inner).insert(sender, inside.clone());
+                let (outside, answered, senders) = (outside.clone(), inside.clone(), senders.clone());
+                tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+                    answers(&outside, &answered, sender).await;
+                    senders.lock().unwrap_or_else(PoisonError::into_inner).remove(&sender);
+                }));
+                inside
+            }
+        };
+        // A datagram that is lost is lost, as on any network.
+        drop(inside.send(&buffer[..length]).await);
+    }
+}
+
+async fn associate(lab: &Lab, to: SocketAddrV4) -> Option<Arc<tokio::net::UdpSocket>> {
+    let lab = lab.clone();
+    let socket = tokio::task::spawn_blocking(move || lab.udp_socket()).await.ok()?.ok()?;
+    let socket = tokio::net::UdpSocket::from_std(socket).ok()?;
+    socket.connect(to).await.ok()?;
+    Some(Arc::new(socket))
+}
+
+/// Carries answers back until none has come for long.
+async fn answers(outside: &tokio::net::UdpSocket, inside: &tokio::net::UdpSocket, sender: SocketAddr) {
+    let mut buffer = vec![0; DATAGRAM];
+    while let Ok(received) = timeout(UDP_IDLE, inside.recv(&mut buffer)).await {
+        // An error is a refused datagram (ICMP): the next may be welcome.
+        if let Ok(length) = received {
+            drop(outside.send_to(&buffer[..length], sender).await);
+        }
+    }
+}
+
+impl Capability for Ports {
+    fn name(&self) -> &'static str {
+        "ports"
+    }
+
+    fn prepare(&self, site: Site<'_>) -> Result<(), ApiError> {
+        self.take(site)
+    }
+
+    fn after_boot(&self, site: Site<'_>) {
+        if let Err(error) = self.take(site) {
+            tracing::error!(vm.id = %site.spec.id, %error, "a VM's port is not published");
+        }
+        let guest = site.spec.address.addr();
+        for (port, open) in self.open().entry(site.spec.id).or_default() {
+            if open.served.is_none() {
+                match self.serve(*port, &open.socket, guest) {
+                    Ok(served) => open.served = Some(served),
+                    Err(error) => tracing::error!(vm.id = %site.spec.id, %port, %error, "a port is not published"),
+                }
+            }
+        }
+    }
+
+    fn changed(&self, site: Site<'_>) -> Result<(), ApiError> {
+        self.take(site)?;
+        self.after_boot(site);
+        Ok(())
+    }
+
+    fn before_stop(&self, site: Site<'_>) {
+        self.open().remove(&site.spec.id);
+    }
+
+    fn cleanup(&self, site: Site<'_>) -> Result<(), ApiError> {
+        self.open().remove(&site.spec.id);
+        Ok(())
+    }
+
+    fn doctor(&self) -> Vec<Check> {
+        let open = self.open();
+        let idle = open.values().flatten().filter(|(_, open)| open.served.is_none()).count();
+        let all: usize = open.values().map(HashMap::len).sum();
+        vec![Check::pass("ports", format!("{all} ports are published, {idle} of them of VMs that are starting"))]
+    }
+}
