@@ -84,6 +84,23 @@ async fn a_vm_has_all_its_file_asks_for_and_a_kept_disk_outlives_it() {
     assert_eq!(guest(&lab, "web", serials).await, "raw warren-config warren-root work");
     guest(&lab, "web", "echo precious > /work/file; sync").await;
 
+    // Its VMM is nobody on the host, with few rights.
+    let pid = testkit::lab::vmms(&lab.state_dir(&lab.hosts()[0]))[0];
+    let proc = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    let status = proc("status");
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    let user: u32 = field("Uid:").split_whitespace().next().unwrap().parse().unwrap();
+    assert!(user >= 0x7700_0000, "{status}");
+    assert_eq!((field("NoNewPrivs:"), field("Seccomp:"), field("CapEff:")), ("1", "2", "0000000000000000"));
+    let limits = proc("limits");
+    let limit = |name: &str| limits.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+    assert!(!limit("Max file size").contains("unlimited") && limit("Max open files").contains("1024"), "{limits}");
+    if std::path::Path::new("/sys/fs/cgroup/unified/cgroup.controllers").exists() {
+        assert!(proc("cgroup").contains("/warren/"), "{}", proc("cgroup"));
+    } else {
+        println!("skipped: no cgroup v2 at /sys/fs/cgroup/unified");
+    }
+
     // The port leads in, also after the agent was replaced under the VM.
     guest(&lab, "web", "setsid nc -ll -p 7 -e cat >/dev/null 2>&1 &").await;
     let answered = || wait_until("the published port", BOUND, async || ask(&tcp).filter(|said| said == "hello\n"));

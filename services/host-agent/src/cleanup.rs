@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 use nix::sys::signal::Signal;
 
 use crate::{
+    cgroup::Cgroups,
     config::Config,
     files,
     guest::Guest,
@@ -32,6 +33,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     try_join_all(vms.into_iter().map(|vm| end(&dirs, vm))).await?;
     for dir in files::subdirectories(&config.state_dir.join("staging"))? {
         files::remove_dir(&dir)?;
+    }
+    if let Some(cgroups) = Cgroups::open(&config.host) {
+        cgroups.remove_all().context("the control groups cannot be removed")?;
     }
     let lab = Lab::new(&config.host, config.uplink);
     tokio::task::spawn_blocking(move || lab.remove()).await?.context("the lab's network cannot be removed")

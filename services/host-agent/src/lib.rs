@@ -5,6 +5,7 @@
 //! the object it names is made; VMs keep running while the agent is down and are adopted when it comes back.
 
 pub mod capability;
+pub mod cgroup;
 pub mod cleanup;
 pub mod config;
 pub mod disk;

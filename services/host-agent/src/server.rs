@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     capability::Capabilities,
+    cgroup::Cgroups,
     config::Config,
     handlers,
     handles::VmDirs,
@@ -95,6 +96,7 @@ fn prepare(
         state_dir: config.state_dir.clone(),
         images,
         capabilities: Capabilities::new(&lab, &config.state_dir, config.publish_address),
+        cgroups: Cgroups::open(&config.host),
         lab,
         vmm: Box::new(qemu),
         boot,

@@ -81,6 +81,7 @@ impl Host {
             state_dir: self.dir.path().to_owned(),
             images: images(self.dir.path()),
             capabilities: Capabilities::new(&self.lab, self.dir.path(), std::net::Ipv4Addr::LOCALHOST),
+            cgroups: None,
             lab: self.lab.clone(),
             vmm: Box::new(Qemu::new(false)),
             boot: self.boot.clone(),

@@ -47,6 +47,8 @@ pub enum SessionKind {
     /// guest-agent's ssh server; the stream carries the SSH protocol. Who may open it is logged in
     /// without a key, because the bus has decided that already.
     Ssh {},
+    /// The serial console itself: what is typed goes to it, what it says comes back. One client at a time.
+    Console {},
     /// The console log, from its beginning (or its last `tail_bytes`) and on while `follow`.
     Logs {
         /// Go on with what is written from now on.

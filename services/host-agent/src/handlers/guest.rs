@@ -1,6 +1,6 @@
 //! `guest.open`: connects a byte stream to a process in a guest, to its ssh server, or to its console log.
 
-use std::{io::SeekFrom, path::Path, sync::Arc, time::Duration};
+use std::{io::SeekFrom, os::fd::AsRawFd, path::Path, sync::Arc, time::Duration};
 
 use bus::{Bus, ByteStream};
 use contract::{
@@ -12,10 +12,14 @@ use contract::{
 };
 use tokio::{
     fs::File,
-    io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt},
+    net::UnixStream,
 };
 
-use crate::{guest::GuestStream, vm::Vms, vmm::names};
+use crate::{
+    vm::Vms,
+    vmm::{jail::open_untrusted, names},
+};
 
 /// How often a followed log is looked at.
 const FOLLOW: Duration = Duration::from_millis(200);
@@ -32,6 +36,8 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
     let wanted = match &request.kind {
         SessionKind::Exec(command) => Request::Exec(command.clone()),
         SessionKind::Ssh {} => Request::Ssh,
+        // It is the VMM's, not the guest's; see below.
+        SessionKind::Console {} => Request::Ping,
         SessionKind::Logs { follow, tail_bytes } => {
             let path = vms.dir(request.vm).join(names::CONSOLE);
             if !path.exists() {
@@ -43,6 +49,15 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
         }
     };
     let (guest, mut observed) = vms.guest(request.vm)?;
+    if request.kind == (SessionKind::Console {}) {
+        let socket = console_socket(&vms.dir(request.vm)).await?;
+        let stream = ByteStream::accept(&bus, request.session).await?;
+        tokio::spawn(async move {
+            let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
+            carry(stream, socket, async move { drop(off.await) }).await;
+        });
+        return Ok(Empty {});
+    }
     // Listening before the guest is asked, so that the opener may send as soon as it has the reply.
     let stream = ByteStream::accept(&bus, request.session).await?;
     let inside = guest.ask(&wanted).await?;
@@ -53,8 +68,21 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
     Ok(Empty {})
 }
 
+/// The VMM's end of the serial console, which talks to one client at a time.
+async fn console_socket(dir: &Path) -> Result<UnixStream, ApiError> {
+    let connect = async {
+        // A unix socket's path has at most 107 bytes; through a descriptor of the directory it is always short.
+        let dir = std::fs::File::open(dir)?;
+        UnixStream::connect(format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), names::CONSOLE_SOCKET)).await
+    };
+    connect.await.map_err(|error: std::io::Error| {
+        ApiError::unavailable(format!("the console cannot be reached: {error}"))
+            .hint("a VMM that an older host-agent started has no interactive console: restart the VM")
+    })
+}
+
 /// Copies both ways with half-closes until both have ended; a VM that goes off meanwhile ends it with a reason.
-async fn carry(stream: ByteStream, inside: GuestStream, off: impl Future<Output = ()>) {
+async fn carry<I: AsyncRead + AsyncWrite>(stream: ByteStream, inside: I, off: impl Future<Output = ()>) {
     let (mut from_client, mut to_client) = tokio::io::split(stream);
     let (mut from_guest, mut to_guest) = tokio::io::split(inside);
     let inward = async {
@@ -131,7 +159,7 @@ async fn logs(mut stream: ByteStream, path: std::path::PathBuf, follow: bool, ta
 }
 
 async fn copy_log(stream: &mut ByteStream, path: &Path, follow: bool, tail_bytes: Option<u64>) -> std::io::Result<()> {
-    let mut file = File::open(path).await?;
+    let mut file = File::from_std(open_untrusted(path, std::fs::OpenOptions::new().read(true))?);
     let length = file.metadata().await?.len();
     // The head of a long log is punched out; see `console`.
     let kept = length.saturating_sub(crate::vm::console::KEEP);

@@ -10,7 +10,7 @@ pub mod namespace;
 mod tap;
 mod uplink;
 
-use std::{io, net::Ipv4Addr};
+use std::{io, net::Ipv4Addr, os::fd::OwnedFd};
 
 use contract::HostId;
 use futures::TryStreamExt;
@@ -143,6 +143,17 @@ impl Lab {
             let (tap, bridge) = (index(&handle, &name).await?, index(&handle, BRIDGE).await?);
             let message = LinkUnspec::new_with_index(tap).controller(bridge).up().build();
             handle.link().set(message).execute().await.map_err(netlink(format!("{name} cannot join the bridge")))
+        })
+    }
+
+    /// Attaches to a VM's tap, for its VMM. Blocking.
+    ///
+    /// # Errors
+    /// Somebody is attached to it already, or the kernel refused.
+    pub fn open_tap(&self, name: &str) -> Result<OwnedFd, NetError> {
+        let name = name.to_owned();
+        self.namespace.run(move || async move {
+            tap::attach(&name).map(Into::into).map_err(system(format!("the tap {name} cannot be attached to")))
         })
     }
 

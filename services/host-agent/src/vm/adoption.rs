@@ -56,7 +56,7 @@ impl Vms {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
             let Ok(dir) = fs::read_link(format!("/proc/{pid}/cwd")) else { continue };
             let Ok(below) = dir.strip_prefix(&root) else { continue };
-            let name = below.to_string_lossy();
+            let name = below.components().next().map(|part| part.as_os_str().to_string_lossy()).unwrap_or_default();
             let Ok(vm) = name.trim_end_matches(" (deleted)").parse::<VmId>() else { continue };
             if !known.contains(&vm)
                 && Process::find(vm).is_some_and(|process| process.identity.pid == pid.unsigned_abs())

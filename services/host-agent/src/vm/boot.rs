@@ -1,6 +1,10 @@
 //! Starting a VMM, and following it and its guest.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use contract::{ApiError, agent::Fence, deadline};
 
@@ -10,11 +14,13 @@ use super::{
 };
 use crate::{
     capability::Site,
-    files,
+    files::{self, chain},
     guest::Guest,
     handles::{Handles, VmmHandle},
     vmm::{
-        Launch, names,
+        Launch,
+        jail::{self, Jail},
+        names,
         process::{self, Process},
     },
 };
@@ -98,16 +104,31 @@ fn spawn(deps: &Deps, dir: &Path, handles: &Handles) -> Result<Process, ApiError
         spec: handles.spec.clone(),
         dir: dir.to_owned(),
         disk: handles.disk.clone(),
-        tap: handles.tap.clone(),
+        backing: (handles.disk.format == "qcow2").then(|| deps.images.rootfs(handles.spec.image)).transpose()?,
         vmlinux: deps.boot.vmlinux.clone(),
         initramfs: deps.boot.initramfs.clone(),
         data_disks: Vec::new(),
     };
     let site = Site { spec: &handles.spec, dir, tap: &handles.tap };
     super::provision::refresh(deps, site, &mut launch)?;
-    for socket in [names::CHANNEL, names::MONITOR] {
+    jail::make_run_dir(&dir.join(names::RUN)).map_err(|error| internal("the VMM's directory cannot be made", error))?;
+    for socket in [names::CHANNEL, names::MONITOR, names::CONSOLE_SOCKET] {
         files::remove_file(&dir.join(socket)).map_err(|error| internal("an old socket is in the way", error))?;
     }
-    let command = deps.vmm.command(&launch);
-    process::spawn(&command, dir, deps.lab.namespace()).map_err(|error| internal("the VMM does not start", error))
+    let starts = |error: std::io::Error| internal("the VMM does not start", error);
+    let tap =
+        deps.lab.open_tap(&handles.tap).map_err(|error| internal("the VM's tap cannot be opened", chain(&error)))?;
+    let (command, given) = deps.vmm.command(&launch, tap).map_err(starts)?;
+    let cgroup = match &deps.cgroups {
+        None => None,
+        Some(cgroups) => {
+            Some(cgroups.enter(&handles.spec).map_err(|error| internal("its control group cannot be made", error))?)
+        }
+    };
+    let jail = Jail::new(&handles.spec, given, cgroup, deps.vmm.needs_root());
+    let own =
+        [dir.join(names::RUN), dir.join(names::CONSOLE), dir.join(&launch.disk.file), dir.join(names::CONFIG_DRIVE)];
+    let own = own.iter().chain(launch.data_disks.iter().map(|disk| &disk.path)).filter(|path| path.exists());
+    jail.own(&own.map(PathBuf::as_path).collect::<Vec<_>>()).map_err(starts)?;
+    process::spawn(&command, dir, deps.lab.namespace(), jail).map_err(starts)
 }

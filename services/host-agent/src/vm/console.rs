@@ -6,7 +6,10 @@ use std::{fs::OpenOptions, io, os::fd::AsFd, path::Path, time::Duration};
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::Vms;
-use crate::{files, vmm::names};
+use crate::{
+    files,
+    vmm::{jail::open_untrusted, names},
+};
 
 /// How much of a console log is kept, in bytes.
 pub const KEEP: u64 = 4 * 1024 * 1024;
@@ -35,7 +38,7 @@ pub async fn bound(vms: std::sync::Arc<Vms>) {
 
 fn trim(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::MetadataExt;
-    let file = match OpenOptions::new().write(true).open(path) {
+    let file = match open_untrusted(path, OpenOptions::new().write(true)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };

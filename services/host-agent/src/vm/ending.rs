@@ -1,12 +1,15 @@
 //! How a VMM ended, judged from what is known.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{Read, Seek, SeekFrom},
     path::Path,
 };
 
-use crate::{handles::Ended, vmm::process::Exit};
+use crate::{
+    handles::Ended,
+    vmm::{jail::open_untrusted, process::Exit},
+};
 
 /// How much of the console a failure carries, in bytes.
 const TAIL: u64 = 4096;
@@ -35,7 +38,7 @@ pub(super) fn judge(exit: Exit, stop_wanted: bool, was_ready: bool, tail: String
 /// The console's last bytes, made safe to print: a guest can write anything.
 pub(super) fn console_tail(path: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        let mut file = open_untrusted(path, OpenOptions::new().read(true))?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
         let mut bytes = Vec::new();

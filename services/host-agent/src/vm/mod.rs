@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     capability::{Capabilities, DataDisks},
+    cgroup::Cgroups,
     guest::Guest,
     handles::{Found, VmDirs},
     image::ImageStore,
@@ -52,6 +53,8 @@ pub struct Deps {
     pub lab: Lab,
     /// What VMs can have beside processors, memory and a root disk.
     pub capabilities: Capabilities,
+    /// The VMMs' control groups, where the machine has them.
+    pub cgroups: Option<Cgroups>,
     /// The VMM driver.
     pub vmm: Box<dyn Vmm>,
     /// The guests' kernel and initramfs.

@@ -340,6 +340,9 @@ impl Owner {
                     .remove_tap(&super::provision::tap(vm))
                     .map_err(|error| internal("the tap cannot be removed", chain(&error)))?,
             }
+            if let Some(cgroups) = &deps.cgroups {
+                cgroups.remove(vm).map_err(|error| internal("the VM's control group cannot be removed", error))?;
+            }
             runtime::fault::point("agent/vm.remove/tap");
             deps.dirs.remove(vm).map_err(|error| internal("the VM's directory cannot be removed", error))
         });

@@ -49,7 +49,7 @@ fn boots(state_dir: &Path, boot: &BootFiles) -> std::io::Result<bool> {
         .stderr(Stdio::null())
         .spawn()?;
     let give_up = Instant::now() + BOUND;
-    let console = dir.path().join(names::CONSOLE);
+    let console = dir.path().join(names::own(names::CONSOLE));
     let mut spoke = false;
     while !spoke && Instant::now() < give_up && child.try_wait()?.is_none() {
         std::thread::sleep(Duration::from_millis(20));

@@ -22,7 +22,7 @@ use nix::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::names;
+use super::{jail::Jail, names};
 use crate::{handles::ProcessIdentity, net::namespace::Namespace};
 
 /// The argument by which a VM's VMM is found, whoever started it.
@@ -49,11 +49,11 @@ pub enum Exit {
     Unknown,
 }
 
-/// Starts a VMM in `dir` and in the lab's namespace.
+/// Starts a VMM in `dir`, in the lab's namespace and in its jail.
 ///
 /// # Errors
-/// The program is missing, or the namespace is not there.
-pub fn spawn(command: &[String], dir: &std::path::Path, namespace: &Namespace) -> io::Result<Process> {
+/// The program is missing, the namespace is not there, or the jail cannot be made.
+pub fn spawn(command: &[String], dir: &std::path::Path, namespace: &Namespace, jail: Jail) -> io::Result<Process> {
     let [program, arguments @ ..] = command else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "an empty command"));
     };
@@ -61,13 +61,14 @@ pub fn spawn(command: &[String], dir: &std::path::Path, namespace: &Namespace) -
     let errors = log.try_clone()?;
     let namespace = namespace.open()?;
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(dir).stdin(Stdio::null()).stdout(log).stderr(errors);
-    // SAFETY: setsid and setns are async-signal-safe system calls; the descriptor stays open until after the spawn.
+    command.args(arguments).current_dir(dir.join(names::RUN)).stdin(Stdio::null()).stdout(log).stderr(errors);
+    // SAFETY: setsid, setns and what the jail does are system calls that allocate nothing; the descriptors stay open until after
+    // the spawn.
     unsafe {
         command.pre_exec(move || {
             setsid()?;
             setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            Ok(())
+            jail.enter()
         });
     }
     let child = command.spawn()?;

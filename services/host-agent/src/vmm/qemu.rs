@@ -1,8 +1,14 @@
 //! The `qemu` driver: `-M microvm` with virtio-mmio devices, under KVM or TCG.
 
+use std::{io, os::fd::OwnedFd};
+
 use contract::config_drive::{CONFIG_SERIAL, ROOT_SERIAL};
 
-use super::{Launch, Vmm, names, process};
+use super::{
+    Launch, Vmm,
+    jail::{self, Files},
+    names, process,
+};
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -63,7 +69,8 @@ impl Qemu {
         add("-kernel", vmlinux.to_owned());
         add("-initrd", initramfs.to_owned());
         add("-append", format!("{} {more}", self.kernel_arguments()).trim_end().to_owned());
-        add("-chardev", format!("file,id=console,path={},append=on", names::CONSOLE));
+        let (socket, log) = (names::own(names::CONSOLE_SOCKET), names::own(names::CONSOLE));
+        add("-chardev", format!("socket,id=console,path={socket},server=on,wait=off,logfile={log},logappend=on"));
         add("-serial", "chardev:console".to_owned());
         command
     }
@@ -74,37 +81,40 @@ impl Vmm for Qemu {
         if self.kvm { "qemu-kvm" } else { "qemu-tcg" }
     }
 
-    fn command(&self, launch: &Launch) -> Vec<String> {
-        let path = |path: &std::path::Path| path.display().to_string();
-        let spec = &launch.spec;
-        let mut command = self.base(
-            &path(&launch.vmlinux),
-            &path(&launch.initramfs),
-            spec.cpus,
-            spec.memory.0,
-            &spec.features.kernel_args,
-        );
+    fn needs_root(&self) -> bool {
+        self.kvm && !jail::kvm_for_others()
+    }
+
+    fn command(&self, launch: &Launch, tap: OwnedFd) -> io::Result<(Vec<String>, Files)> {
+        let (spec, mut files) = (&launch.spec, Files::default());
+        let (vmlinux, initramfs) = (files.open(&launch.vmlinux, false)?, files.open(&launch.initramfs, false)?);
+        let mut command = self.base(&vmlinux, &initramfs, spec.cpus, spec.memory.0, &spec.features.kernel_args);
         let mut add = |flag: &str, value: String| command.extend([flag.to_owned(), value]);
         add("-name", process::marker(spec.id));
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
-        add("-drive", format!("file={},if=none,id=root,format={},discard=unmap", launch.disk.file, launch.disk.format));
+        let (root, format) = (files.open(&launch.dir.join(&launch.disk.file), true)?, &launch.disk.format);
+        let backing = match &launch.backing {
+            None => String::new(),
+            Some(image) => format!(",backing.driver=raw,backing.file.filename={}", files.open(image, false)?),
+        };
+        add("-drive", format!("file={root},if=none,id=root,format={format},discard=unmap{backing}"));
         add("-device", format!("virtio-blk-device,drive=root,serial={ROOT_SERIAL}"));
-        add("-drive", format!("file={},if=none,id=config,format=raw,readonly=on", names::CONFIG_DRIVE));
+        let config = files.open(&launch.dir.join(names::CONFIG_DRIVE), false)?;
+        add("-drive", format!("file={config},if=none,id=config,format=raw,readonly=on"));
         add("-device", format!("virtio-blk-device,drive=config,serial={CONFIG_SERIAL}"));
         for (n, disk) in launch.data_disks.iter().enumerate() {
-            // A comma in a value is written twice (qemu-options).
-            let file = path(&disk.path).replace(',', ",,");
+            let file = files.open(&disk.path, true)?;
             add("-drive", format!("file={file},if=none,id=data{n},format=raw,discard=unmap"));
             add("-device", format!("virtio-blk-device,drive=data{n},serial={}", disk.serial));
         }
-        add("-netdev", format!("tap,id=net,ifname={},script=no,downscript=no", launch.tap));
+        add("-netdev", format!("tap,id=net,fd={}", files.give(tap)));
         add("-device", format!("virtio-net-device,netdev=net,mac={}", spec.mac));
         add("-device", "virtio-serial-device".to_owned());
-        add("-chardev", format!("socket,id=channel,path={},server=on,wait=off", names::CHANNEL));
+        add("-chardev", format!("socket,id=channel,path={},server=on,wait=off", names::own(names::CHANNEL)));
         add("-device", format!("virtserialport,chardev=channel,name={}", contract::guest::PORT));
         add("-device", "virtio-rng-device".to_owned());
-        add("-qmp", format!("unix:{},server=on,wait=off", names::MONITOR));
-        command
+        add("-qmp", format!("unix:{},server=on,wait=off", names::own(names::MONITOR)));
+        Ok((command, files))
     }
 }
 

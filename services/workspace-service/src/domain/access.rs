@@ -13,7 +13,7 @@ use contract::{
 pub fn check(vm: &Vm, kind: &SessionKind) -> Result<(), ApiError> {
     match kind {
         SessionKind::Logs { .. } => Ok(()),
-        SessionKind::Exec(_) | SessionKind::Ssh {} => running(vm),
+        SessionKind::Exec(_) | SessionKind::Ssh {} | SessionKind::Console {} => running(vm),
     }
 }
 

@@ -88,7 +88,7 @@ impl Guest {
                 SessionKind::Exec(command) => {
                     Process { guest: self, stream, buffer: BytesMut::new() }.run(&command).await
                 }
-                SessionKind::Ssh {} => echo(stream).await,
+                SessionKind::Ssh {} | SessionKind::Console {} => echo(stream).await,
                 SessionKind::Logs { .. } => log(stream).await,
             }
         });
