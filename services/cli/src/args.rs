@@ -76,6 +76,8 @@ pub enum Command {
         /// Which.
         command: OpCommand,
     },
+    /// Examine the lab and its hosts: what is wrong, what nobody owns, what to do about it
+    Doctor(DoctorArgs),
     /// Data disks that outlive their VMs: list, remove
     Disk {
         #[command(subcommand)]
@@ -252,6 +254,20 @@ pub enum OpCommand {
         /// Its id
         id: String,
     },
+}
+
+/// `warren doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Only this host
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Show only what nobody owns: processes, taps, directories, rows without their VM
+    #[arg(long)]
+    pub leaks: bool,
+    /// Remove what nobody owns, then look again
+    #[arg(long)]
+    pub fix: bool,
 }
 
 /// `warren disk …`

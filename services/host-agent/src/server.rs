@@ -19,7 +19,7 @@ use crate::{
     kernel,
     net::Lab,
     registration::Registration,
-    vm::{Deps, Vms, console},
+    vm::{Deps, Vms, console, reconcile},
     vmm::{Vmm, probe, qemu::Qemu},
 };
 
@@ -49,7 +49,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tokio::task::spawn_blocking(move || {
         let guests = network.guarded()?;
         network.deps().lab.ensure(registered.gateway, registered.subnet, &guests)?;
-        network.remove_stray_taps()?;
+        for leak in network.strays(true) {
+            tracing::warn!(?leak, "an object nobody owns");
+        }
         anyhow::Ok(())
     })
     .await?
@@ -60,6 +62,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         tokio::spawn(registration.clone().beat()),
         tokio::spawn(registration.report(changes)),
         tokio::spawn(console::bound(vms.clone())),
+        tokio::spawn(reconcile::run(vms.clone())),
     ];
     tracing::info!(host.id = %config.host, "serving");
     stop.cancelled().await;
@@ -151,6 +154,7 @@ async fn serve_vms(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::
     command!(service, host, agent::VmAdjust, vms, |vms, request| vms.adjust(request).await.map(empty));
     command!(service, host, agent::VmPause, vms, |vms, request| vms.pause(request, true).await);
     command!(service, host, agent::VmResume, vms, |vms, request| vms.pause(request, false).await);
+    command!(service, host, agent::HostExamine, vms, |vms, request| Ok::<_, ApiError>(vms.examine(request).await));
     command!(service, host, agent::DiskRemove, vms, |vms, request| vms.remove_disk(request).await.map(empty));
     command!(service, host, agent::VmStop, vms, |vms, request| vms.stop(request).await);
     command!(service, host, agent::VmRemove, vms, |vms, request| vms.remove(request).await.map(empty));

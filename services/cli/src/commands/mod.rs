@@ -1,6 +1,7 @@
 //! One file a noun: the verbs of it, as requests.
 
 pub mod disk;
+pub mod doctor;
 pub mod exec;
 pub mod host;
 pub mod image;

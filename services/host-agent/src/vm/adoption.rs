@@ -1,13 +1,6 @@
-//! Adoption: at its start an agent takes over the VMs that live, records those that died, and removes what
-//! nobody owns.
+//! Adoption: at its start an agent takes over the VMs that live and records those that died.
 
-use std::{collections::HashSet, fs, io, sync::Arc};
-
-use contract::VmId;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use std::{io, sync::Arc};
 
 use super::{Vms, owner::Owner};
 use crate::{handles::Found, net::Guarded, vmm::process::Process};
@@ -45,26 +38,6 @@ impl Vms {
             let handle = Owner::found(vm, self.deps.clone(), handles, process).start();
             self.tasks().insert(vm, handle);
         }
-        self.end_strays()
-    }
-
-    /// Ends VMMs that run in a directory of ours which has no handles.
-    fn end_strays(&self) -> io::Result<()> {
-        let known: HashSet<VmId> = self.tasks().keys().copied().collect();
-        let root = self.deps.state_dir.join("vms");
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let Ok(dir) = fs::read_link(format!("/proc/{pid}/cwd")) else { continue };
-            let Ok(below) = dir.strip_prefix(&root) else { continue };
-            let name = below.components().next().map(|part| part.as_os_str().to_string_lossy()).unwrap_or_default();
-            let Ok(vm) = name.trim_end_matches(" (deleted)").parse::<VmId>() else { continue };
-            if !known.contains(&vm)
-                && Process::find(vm).is_some_and(|process| process.identity.pid == pid.unsigned_abs())
-            {
-                tracing::warn!(vm.id = %vm, vmm.pid = pid, "a VMM nobody owns is ended");
-                kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-            }
-        }
         Ok(())
     }
 
@@ -80,20 +53,5 @@ impl Vms {
                 Found::Nothing | Found::Damaged(_) => None,
             })
             .collect())
-    }
-
-    /// Removes taps of this lab that no VM's handles name. Blocking.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub fn remove_stray_taps(&self) -> Result<(), crate::net::NetError> {
-        let known: HashSet<String> = self.tasks().keys().map(|vm| super::provision::tap(*vm)).collect();
-        for tap in self.deps.lab.taps()? {
-            if !known.contains(&tap) {
-                tracing::warn!(tap, "a tap nobody owns is removed");
-                self.deps.lab.remove_tap(&tap)?;
-            }
-        }
-        Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod ending;
 mod owner;
 mod power;
 mod provision;
+pub mod reconcile;
 
 use std::{
     collections::HashMap,

@@ -3,6 +3,7 @@
 pub mod change;
 pub mod disk;
 pub mod due;
+pub mod examine;
 pub mod host;
 pub mod observation;
 pub mod reservation;

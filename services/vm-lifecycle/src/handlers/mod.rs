@@ -2,6 +2,7 @@
 
 mod create;
 mod disks;
+mod doctor;
 mod get;
 mod heartbeat;
 mod hosts;
@@ -16,7 +17,9 @@ use std::sync::Arc;
 
 use bus::{Bus, BusError, RequestContext, Service};
 use contract::{
-    ApiError, Verb, host,
+    ApiError, Verb,
+    doctor::Doctor,
+    host,
     many::{CreateMany, Many},
     vm,
 };
@@ -78,6 +81,7 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<host::Register, _>(service, app, register::handle).await?;
     serve::<host::Heartbeat, _>(service, app, heartbeat::handle).await?;
     serve::<host::Report, _>(service, app, report::handle).await?;
+    serve::<Doctor, _>(service, app, doctor::handle).await?;
     serve::<host::List, _>(service, app, hosts::handle).await
 }
 

@@ -1,0 +1,231 @@
+//! Reconciling: kernel objects and files of this host beside the VMs that are here, and beside the lab's rows. What nobody owns
+//! is named, and removed where that loses nothing; what is not Warren's is never touched.
+//!
+//! Objects are listed before owners: an object whose owner is being made or removed meanwhile is never taken for a leak.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use contract::{
+    OperationId, VmId,
+    agent::{Fence, VmCommand},
+    doctor::{Check, ExamineRequest, Findings, Leak, LeakKind},
+};
+use nix::sys::signal::Signal;
+
+use super::Vms;
+use crate::{files, vmm::process::Process};
+
+/// How often this host looks for what nobody owns.
+const EVERY: Duration = Duration::from_secs(60);
+/// Files younger than this may belong to a row that is just being written.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Less free disk space than this is worth a warning, in bytes.
+const FREE_MIN: u64 = 2 << 30;
+
+/// Removes what nobody owns, for ever.
+pub async fn run(vms: Arc<Vms>) {
+    let mut tick = tokio::time::interval(EVERY);
+    loop {
+        tick.tick().await;
+        let here = vms.clone();
+        match tokio::task::spawn_blocking(move || here.strays(true)).await {
+            Ok(leaks) => {
+                for leak in leaks {
+                    tracing::warn!(?leak, "an object nobody owns");
+                }
+            }
+            Err(error) => tracing::error!(%error, "the host was not reconciled"),
+        }
+    }
+}
+
+fn leak(kind: LeakKind, what: impl Into<String>) -> Leak {
+    Leak { kind, what: what.into(), fixed: false, why: None }
+}
+
+/// Removes the object, if it is to be, and notes how that went.
+fn mended<E: std::fmt::Display>(mut leak: Leak, fix: bool, remove: impl FnOnce() -> Result<(), E>) -> Leak {
+    if fix {
+        match remove() {
+            Ok(()) => leak.fixed = true,
+            Err(error) => leak.why = Some(error.to_string()),
+        }
+    }
+    leak
+}
+
+impl Vms {
+    fn here(&self) -> HashSet<VmId> {
+        self.tasks().keys().copied().collect()
+    }
+
+    /// Kernel objects of VMs that are not here: processes, taps, control groups. Blocking.
+    pub fn strays(&self, fix: bool) -> Vec<Leak> {
+        let mut leaks = Vec::new();
+        let processes = self.processes().unwrap_or_default();
+        let taps = self.deps.lab.taps().unwrap_or_default();
+        let groups = self.deps.cgroups.as_ref().map(|cgroups| cgroups.all()).unwrap_or_default();
+        let here = self.here();
+        let known: HashSet<String> = here.iter().map(|vm| super::provision::tap(*vm)).collect();
+        for vm in processes.into_iter().filter(|vm| !here.contains(vm)) {
+            let Some(process) = Process::find(vm) else { continue };
+            let found = leak(LeakKind::Process, format!("VMM {} of {vm}", process.identity.pid));
+            leaks.push(mended(found, fix, || {
+                process.signal(Signal::SIGKILL);
+                Ok::<_, io::Error>(())
+            }));
+        }
+        for tap in taps.into_iter().filter(|tap| !known.contains(tap)) {
+            leaks.push(mended(leak(LeakKind::Tap, &tap), fix, || self.deps.lab.remove_tap(&tap)));
+        }
+        for vm in groups.into_iter().filter(|vm| !here.contains(vm)) {
+            let removed = || self.deps.cgroups.as_ref().map_or(Ok(()), |cgroups| cgroups.remove(vm));
+            leaks.push(mended(leak(LeakKind::Cgroup, vm.to_string()), fix, removed));
+        }
+        leaks
+    }
+
+    /// The VMs whose VMM works below this host's state directory, whoever started it.
+    fn processes(&self) -> io::Result<Vec<VmId>> {
+        let root = self.deps.state_dir.join("vms");
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Ok(dir) = fs::read_link(format!("/proc/{pid}/cwd")) else { continue };
+            let Ok(below) = dir.strip_prefix(&root) else { continue };
+            let name = below.components().next().map(|part| part.as_os_str().to_string_lossy()).unwrap_or_default();
+            let Ok(vm) = name.trim_end_matches(" (deleted)").parse::<VmId>() else { continue };
+            if Process::find(vm).is_some_and(|process| process.identity.pid == pid) {
+                found.push(vm);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Compares this host with the lab's rows, and checks it.
+    pub async fn examine(self: &Arc<Self>, request: ExamineRequest) -> Findings {
+        let (vms, fix) = (self.clone(), request.fix);
+        let rows = request.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut leaks = vms.strays(fix);
+            leaks.extend(vms.files_without_rows(&rows));
+            (vms.checks(), leaks)
+        });
+        let (checks, mut leaks) = match looked.await {
+            Ok(found) => found,
+            Err(error) => (vec![Check::fail("doctor", format!("the examination failed: {error}"))], Vec::new()),
+        };
+        for leak in leaks.iter_mut().filter(|leak| leak.kind == LeakKind::Vm && fix) {
+            let Ok(vm) = leak.what.parse::<VmId>() else { continue };
+            let epoch = self.observations().iter().find(|seen| seen.vm == vm).map_or(0, |seen| seen.epoch);
+            // The agent removes in its own name, under the epoch it has seen.
+            let fence = Fence { operation: OperationId::new(), epoch };
+            match self.remove(VmCommand { fence, vm, wait_ms: 0 }).await {
+                Ok(()) => leak.fixed = true,
+                Err(error) => leak.why = Some(error.message),
+            }
+        }
+        Findings { checks, leaks }
+    }
+
+    fn files_without_rows(&self, rows: &ExamineRequest) -> Vec<Leak> {
+        let mut leaks = Vec::new();
+        for path in settled(&self.deps.state_dir.join("vms")) {
+            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<VmId>().ok());
+            if let Some(vm) = id.filter(|vm| !rows.vms.contains(vm)) {
+                leaks.push(leak(LeakKind::Vm, vm.to_string()));
+            }
+        }
+        for path in settled(&self.deps.state_dir.join("disks")) {
+            let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !rows.disks.iter().any(|disk| disk.as_str() == name) {
+                let mut found = leak(LeakKind::Disk, path.display().to_string());
+                found.why = Some("it may hold somebody's data: look into it and remove it by hand".to_owned());
+                leaks.push(found);
+            }
+        }
+        for path in settled(&self.deps.state_dir.join("images")) {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !rows.images.iter().any(|image| image.to_string() == name) {
+                let used = self.deps.dirs.all().unwrap_or_default().into_iter().any(|(_, found)| {
+                    matches!(found, crate::handles::Found::Whole(handles) if handles.spec.image.to_string() == name)
+                });
+                let found = leak(LeakKind::Image, path.display().to_string());
+                leaks.push(mended(found, rows.fix && !used, || files::remove_dir(&path)));
+            }
+        }
+        leaks
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let deps = self.deps();
+        let mut checks = vec![accelerated(deps.vmm.name())];
+        if deps.vmm.needs_root() {
+            checks.push(
+                Check::warn("vmm user", "VMMs run as root, because only root may open /dev/kvm")
+                    .mend("give /dev/kvm to a group: chgrp kvm /dev/kvm; chmod 660 /dev/kvm"),
+            );
+        }
+        checks.push(match deps.cgroups.as_ref().map(|cgroups| cgroups.missing()) {
+            None => Check::warn("cgroups", "there is no cgroup v2: VMMs are not limited by one")
+                .mend("boot the machine with systemd.unified_cgroup_hierarchy=1"),
+            Some(missing) if missing.is_empty() => Check::pass("cgroups", "each VMM is limited by its control group"),
+            Some(missing) => {
+                Check::warn("cgroups", format!("cgroup v2 lacks {}: cgroup v1 holds them", missing.join(", ")))
+                    .mend("boot the machine with systemd.unified_cgroup_hierarchy=1")
+            }
+        });
+        checks.push(match files::free_bytes(&deps.state_dir) {
+            Ok(free) if free >= FREE_MIN => Check::pass("disk", format!("{} MiB are free", free >> 20)),
+            Ok(free) => {
+                Check::fail("disk", format!("only {} MiB are free in {}", free >> 20, deps.state_dir.display()))
+                    .mend("delete VMs or images, or give the state directory more room")
+            }
+            Err(error) => Check::fail("disk", format!("{} cannot be looked at: {error}", deps.state_dir.display())),
+        });
+        let damaged =
+            self.deps.dirs.all().map(|all| {
+                all.into_iter().filter(|(_, found)| matches!(found, crate::handles::Found::Damaged(_))).count()
+            });
+        match damaged {
+            Ok(0) => {}
+            Ok(count) => checks.push(
+                Check::fail("handles", format!("{count} VMs have handles that cannot be read"))
+                    .mend("mend their handles.json and restart the host-agent, or delete them"),
+            ),
+            Err(error) => checks.push(Check::fail("handles", format!("the VMs' directory cannot be read: {error}"))),
+        }
+        checks.extend(deps.capabilities.doctor());
+        checks
+    }
+}
+
+fn accelerated(vmm: &str) -> Check {
+    if vmm.ends_with("kvm") {
+        return Check::pass("kvm", format!("guests run under {vmm}"));
+    }
+    let why = if Path::new("/dev/kvm").exists() { "guests hang under KVM here" } else { "there is no /dev/kvm" };
+    Check::warn("kvm", format!("guests are emulated ({vmm}): {why}"))
+        .mend("switch virtualization on in the firmware, or nested virtualization in the hypervisor; load kvm-intel or kvm-amd")
+}
+
+/// What is in a directory, hidden ones left out, and has not been renamed or changed for a while.
+fn settled(dir: &Path) -> Vec<std::path::PathBuf> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let old = |path: &Path| {
+        fs::symlink_metadata(path).is_ok_and(|metadata| {
+            let changed = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or_default());
+            now.saturating_sub(changed) > SETTLED
+        })
+    };
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let visible = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+    visible.map(|entry| entry.path()).filter(|path| old(path)).collect()
+}

@@ -1,0 +1,82 @@
+//! What `doctor` compares with: the rows of each host, and how the lab is.
+
+use contract::{HostId, ImageId, VmId, VmName};
+use store::{GenericClient, StoreError};
+use uuid::Uuid;
+
+use super::parsed;
+
+/// What the lab has rows of on one host.
+#[derive(Clone, Debug)]
+pub struct HostRows {
+    /// The host.
+    pub host: HostId,
+    /// Every VM.
+    pub vms: Vec<VmId>,
+    /// Those that nothing is under way with, and which therefore have a directory.
+    pub settled: Vec<VmId>,
+    /// Every kept disk.
+    pub disks: Vec<VmName>,
+    /// Every image.
+    pub images: Vec<ImageId>,
+}
+
+/// The rows of one host, or of all.
+///
+/// # Errors
+/// The database could not.
+pub async fn host_rows(client: &impl GenericClient, host: Option<&HostId>) -> Result<Vec<HostRows>, StoreError> {
+    let statement = client
+        .prepare_cached(
+            "select h.id, array(select v.id from vm.vm v where v.host_id = h.id) as vms, \
+                array(select v.id from vm.vm v where v.host_id = h.id \
+                    and v.state in ('running', 'paused', 'stopped', 'failed') \
+                    and not exists (select from operations.operation o \
+                        where o.resource = 'vm:' || v.id and o.state = 'running')) as settled, \
+                array(select d.name from vm.disk d where d.host_id = h.id) as disks, \
+                array(select r.image_id from image.replica r where r.host_id = h.id) as images \
+             from vm.host h where $1::text is null or h.id = $1 order by h.id",
+        )
+        .await?;
+    let rows = client.query(&statement, &[&host.map(HostId::as_str)]).await?;
+    rows.iter()
+        .map(|row| {
+            let ids = |column: &str| row.try_get::<_, Vec<Uuid>>(column);
+            let names: Vec<String> = row.try_get("disks")?;
+            Ok(HostRows {
+                host: parsed(row, "id")?,
+                vms: ids("vms")?.into_iter().map(VmId).collect(),
+                settled: ids("settled")?.into_iter().map(VmId).collect(),
+                disks: names.iter().filter_map(|name| name.parse().ok()).collect(),
+                images: ids("images")?.into_iter().map(ImageId).collect(),
+            })
+        })
+        .collect()
+}
+
+/// How the lab is as a whole.
+#[derive(Clone, Debug)]
+pub struct LabHealth {
+    /// The newest migration.
+    pub schema: i32,
+    /// Operations queued or running.
+    pub unfinished: i64,
+    /// Failed ones whose undo could not be done yet.
+    pub owed: i64,
+}
+
+/// Looks at the lab as a whole.
+///
+/// # Errors
+/// The database could not.
+pub async fn lab_health(client: &impl GenericClient) -> Result<LabHealth, StoreError> {
+    let statement = client
+        .prepare_cached(
+            "select (select max(version) from refinery_schema_history) as schema, \
+                (select count(*) from operations.operation where state in ('queued', 'running')) as unfinished, \
+                (select count(*) from operations.operation where undo_owed) as owed",
+        )
+        .await?;
+    let row = client.query_one(&statement, &[]).await?;
+    Ok(LabHealth { schema: row.try_get(0)?, unfinished: row.try_get(1)?, owed: row.try_get(2)? })
+}

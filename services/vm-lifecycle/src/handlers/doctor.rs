@@ -1,0 +1,89 @@
+//! `warren.host.doctor`: rows beside what hosts have, and each host's own checks.
+
+use std::sync::Arc;
+
+use bus::RequestContext;
+use contract::{
+    ApiError, HostId, VmId,
+    agent::{HostExamine, VmList},
+    doctor::{Check, DoctorReply, DoctorRequest, ExamineRequest, Findings, HostFindings, Leak, LeakKind, Verdict},
+    host::Empty,
+};
+use futures::future::join_all;
+use store::StoreError;
+
+use super::App;
+use crate::db::examine::{HostRows, host_rows, lab_health};
+
+/// Examines the lab and its hosts. What was mended is looked at again, so that the reply says what is true afterwards.
+pub async fn handle(app: Arc<App>, _: RequestContext, request: DoctorRequest) -> Result<DoctorReply, ApiError> {
+    let rows = load(&app, request.host.as_ref()).await?;
+    if let (Some(host), true) = (&request.host, rows.is_empty()) {
+        return Err(ApiError::not_found(format!("there is no host {host}")).hint("`warren host ls` lists the hosts"));
+    }
+    let mut hosts = vec![HostFindings { host: None, findings: lab(&app).await? }];
+    let mut examined = join_all(rows.iter().map(|host| examine(&app, host, request.fix))).await;
+    if request.fix {
+        let fixed: Vec<Vec<Leak>> = examined
+            .iter()
+            .map(|found| found.findings.leaks.iter().filter(|leak| leak.fixed).cloned().collect())
+            .collect();
+        let rows = load(&app, request.host.as_ref()).await?;
+        examined = join_all(rows.iter().map(|host| examine(&app, host, false))).await;
+        for (found, fixed) in examined.iter_mut().zip(fixed) {
+            found.findings.leaks.extend(fixed);
+        }
+    }
+    hosts.extend(examined);
+    Ok(DoctorReply { hosts })
+}
+
+async fn load(app: &App, host: Option<&HostId>) -> Result<Vec<HostRows>, StoreError> {
+    let client = app.store.client().await?;
+    host_rows(&client, host).await
+}
+
+/// What concerns the lab as a whole. That NATS and PostgreSQL answer is shown by this reply.
+async fn lab(app: &App) -> Result<Findings, ApiError> {
+    let client = app.store.client().await?;
+    let health = lab_health(&client).await?;
+    let mut checks = vec![
+        Check::pass("nats", "NATS carried this request"),
+        Check::pass("database", format!("PostgreSQL answers, schema {}", health.schema)),
+    ];
+    checks.push(match health.owed {
+        0 => Check::pass("operations", format!("{} operations are unfinished", health.unfinished)),
+        owed => Check::warn("operations", format!("{owed} failed operations could not be undone yet"))
+            .mend("bring their hosts back: they are undone then by themselves (`warren op ls --state failed`)"),
+    });
+    Ok(Findings { checks, leaks: Vec::new() })
+}
+
+async fn examine(app: &App, rows: &HostRows, fix: bool) -> HostFindings {
+    let request = ExamineRequest { vms: rows.vms.clone(), disks: rows.disks.clone(), images: rows.images.clone(), fix };
+    let findings = match app.bus.command::<HostExamine>(&rows.host, &request).await {
+        Ok(mut findings) => {
+            findings.leaks.extend(without_directory(app, rows).await);
+            findings
+        }
+        Err(error) => Findings {
+            checks: vec![
+                Check { name: "agent".to_owned(), verdict: Verdict::Fail, message: error.message, mend: None }
+                    .mend(format!("start the host-agent of {} and look into its log", rows.host)),
+            ],
+            leaks: Vec::new(),
+        },
+    };
+    HostFindings { host: Some(rows.host.clone()), findings }
+}
+
+/// Settled VMs that have a row and nothing on their host.
+async fn without_directory(app: &App, rows: &HostRows) -> Vec<Leak> {
+    let Ok(here) = app.bus.command::<VmList>(&rows.host, &Empty {}).await else { return Vec::new() };
+    let missing = |vm: &&VmId| !here.vms.iter().any(|seen| seen.vm == **vm);
+    let why = "its directory is gone from its host: delete the VM, or bring the directory back";
+    let leaks = rows.settled.iter().filter(missing);
+    leaks
+        .map(|vm| Leak { kind: LeakKind::Row, what: vm.to_string(), fixed: false, why: Some(why.to_owned()) })
+        .collect()
+}
