@@ -208,9 +208,15 @@ impl Lab {
 
     /// Runs the CLI against this lab.
     pub async fn warren(&self, args: &[&str]) -> Output {
+        self.command(args).await
+    }
+
+    /// Runs the CLI against this lab, which may be changed meanwhile.
+    pub fn command(&self, args: &[&str]) -> impl Future<Output = Output> + Send + 'static {
         let mut command = tokio::process::Command::new(self.bins.join("warren"));
         command.args(args).envs(&self.env).env("HOME", self.dir.path()).kill_on_drop(true);
-        command.stdin(Stdio::null()).output().await.expect("the CLI starts")
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        async move { command.output().await.expect("the CLI starts") }
     }
 
     /// Runs the CLI, which must succeed, and gives its standard output.
