@@ -53,7 +53,7 @@ async fn killer(lab: Arc<Mutex<Lab>>, seed: u64, stop: tokio_util::sync::Cancell
     let mut rng = StdRng::seed_from_u64(seed);
     let mut kills = 0;
     while !stop.is_cancelled() {
-        tokio::time::sleep(Duration::from_millis(rng.random_range(500..3000))).await;
+        tokio::time::sleep(Duration::from_millis(rng.random_range(300..1500))).await;
         let mut lab = lab.lock().await;
         let victims: Vec<String> =
             SERVICES.iter().map(|name| (*name).to_owned()).chain(lab.hosts().iter().cloned()).collect();
@@ -83,7 +83,7 @@ async fn random_verbs_and_random_kills_leave_every_operation_ended_and_nothing_o
         lab.must(&["image", "pull", &layout, "--layout", "--name", &name, "--host", host]).await;
     }
     let seed = number("WARREN_TEST_SOAK_SEED", u64::from(std::process::id()));
-    let verbs = number("WARREN_TEST_SOAK_VERBS", 60);
+    let verbs = number("WARREN_TEST_SOAK_VERBS", 200);
     println!("seed {seed}, {verbs} verbs of {CLIENTS} clients");
     let lab = Arc::new(Mutex::new(lab));
     let stop = tokio_util::sync::CancellationToken::new();
