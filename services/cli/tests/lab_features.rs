@@ -170,6 +170,21 @@ async fn several_vms_are_one_request_and_an_isolated_one_reaches_nobody() {
     assert_eq!(guest(&lab, "web-1", &ping(&gateway)).await, "reached");
     assert_eq!(guest(&lab, "alone", &ping(&gateway)).await, "not");
 
+    // What comes to the console is seen there, by whoever is attached.
+    let mut console = lab.spawn(&["vm", "console", "web-3"]);
+    let mut heard = console.stdout.take().unwrap();
+    let mut seen = Vec::new();
+    wait_until("the console", BOUND, async || {
+        guest(&lab, "web-3", "echo over the wire > /dev/console").await;
+        let mut buffer = [0; 4096];
+        let read = tokio::time::timeout(Duration::from_secs(2), tokio::io::AsyncReadExt::read(&mut heard, &mut buffer));
+        let count = read.await.ok()?.unwrap();
+        seen.extend_from_slice(&buffer[..count]);
+        String::from_utf8_lossy(&seen).contains("over the wire").then_some(())
+    })
+    .await;
+    drop(console);
+
     // Waiting for what somebody else does.
     let wait = tokio::join!(
         lab.must(&["vm", "wait", "web-1", "--for", "stopped"]),

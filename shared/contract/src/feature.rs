@@ -19,9 +19,6 @@ pub const ENV_BYTES_MAX: usize = 64 * 1024;
 pub const USER_DATA_MAX: usize = 256 * 1024;
 /// The longest kernel arguments, in bytes: the kernel takes 2048 in all.
 pub const KERNEL_ARGS_MAX: usize = 1024;
-/// The shortest and the longest idle time after which a VM is stopped, in seconds.
-pub const IDLE_SECONDS: std::ops::RangeInclusive<u64> = 30..=30 * 24 * 3600;
-
 /// Whom a VM's network reaches. Published ports and `warren ssh` work in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -207,10 +204,6 @@ pub struct Features {
     /// Whom its network reaches.
     #[serde(default)]
     pub network: NetworkMode,
-    /// Stop it when for so many seconds it did almost nothing (below 5 % of a CPU) and nobody was connected through
-    /// Warren.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idle_seconds: Option<u64>,
 }
 
 #[cfg(test)]

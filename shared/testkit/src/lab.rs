@@ -211,6 +211,14 @@ impl Lab {
         self.command(args).await
     }
 
+    /// Starts the CLI against this lab; it is killed when dropped.
+    pub fn spawn(&self, args: &[&str]) -> tokio::process::Child {
+        let mut command = tokio::process::Command::new(self.bins.join("warren"));
+        command.args(args).envs(&self.env).env("HOME", self.dir.path()).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("the CLI starts")
+    }
+
     /// Runs the CLI against this lab, which may be changed meanwhile.
     pub fn command(&self, args: &[&str]) -> impl Future<Output = Output> + Send + 'static {
         let mut command = tokio::process::Command::new(self.bins.join("warren"));

@@ -80,9 +80,6 @@ pub struct FeatureArgs {
     /// Whom its network reaches: isolated, lab, internet [default: internet]
     #[arg(long)]
     pub network: Option<String>,
-    /// Stop it after this time of doing nothing with nobody connected, e.g. 2h
-    #[arg(long, value_name = "TIME")]
-    pub idle: Option<String>,
 }
 
 /// Which VMs.
@@ -251,6 +248,11 @@ pub enum VmCommand {
         /// Give up after this time
         #[arg(long, value_name = "TIME", default_value = "10m")]
         timeout: String,
+    },
+    /// Type into a VM's serial console and see what it says; Ctrl-] leaves it
+    Console {
+        /// Name or id
+        vm: String,
     },
     /// Print a VM's console log
     Logs {

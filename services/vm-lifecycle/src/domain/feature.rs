@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use contract::{
     ApiError,
     feature::{
-        DATA_DISKS_MAX, DataDisk, ENV_BYTES_MAX, ENV_MAX, Features, IDLE_SECONDS, KERNEL_ARGS_MAX, PORTS_MAX,
-        PublishedPort, USER_DATA_MAX,
+        DATA_DISKS_MAX, DataDisk, ENV_BYTES_MAX, ENV_MAX, Features, KERNEL_ARGS_MAX, PORTS_MAX, PublishedPort,
+        USER_DATA_MAX,
     },
     vm::DISK,
 };
@@ -27,14 +27,7 @@ pub fn check(features: &Features) -> Result<(), ApiError> {
     kernel_args(&features.kernel_args)?;
     user_data(features.user_data.as_deref())?;
     disks(&features.disks)?;
-    ports(&features.ports)?;
-    match features.idle_seconds {
-        Some(idle) if !IDLE_SECONDS.contains(&idle) => Err(refuse(
-            format!("`idle_seconds` cannot be {idle}"),
-            format!("it is {} to {}", IDLE_SECONDS.start(), IDLE_SECONDS.end()),
-        )),
-        _ => Ok(()),
-    }
+    ports(&features.ports)
 }
 
 fn environment(features: &Features) -> Result<(), ApiError> {
@@ -153,7 +146,7 @@ mod tests {
     fn each_wrong_feature_is_named_with_what_it_may_be() {
         use serde_json::json;
         check(&features(json!({}))).unwrap();
-        check(&features(json!({"ports": ["80:80", "80:80/udp"], "user_data": "#!/bin/sh\n", "idle_seconds": 60,
+        check(&features(json!({"ports": ["80:80", "80:80/udp"], "user_data": "#!/bin/sh\n",
             "disks": [{"name": "work", "size": "1G", "mount": "/srv/work"}], "kernel_args": "mitigations=off"})))
         .unwrap();
         for (wrong, message) in [
@@ -168,7 +161,6 @@ mod tests {
             (json!({"disks": [{"name": "w", "size": "1G", "mount": "/a/../etc"}]}), "mounted at"),
             (json!({"disks": [{"name": "w", "size": "1G", "mount": "/"}]}), "mounted at"),
             (json!({"disks": [{"name": "a".repeat(21), "size": "1G"}]}), "too long"),
-            (json!({"idle_seconds": 1}), "idle_seconds"),
         ] {
             let error = check(&features(wrong.clone())).unwrap_err();
             assert!(error.message.contains(message), "{wrong}: {}", error.message);

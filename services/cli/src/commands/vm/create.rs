@@ -154,7 +154,6 @@ fn features(features: &mut Features, args: &FeatureArgs) -> Result<(), ApiError>
     features.disks.extend(args.data_disk.iter().map(|text| parse(text)).collect::<Result<Vec<DataDisk>, _>>()?);
     features.ports.extend(args.publish.iter().map(|text| parse(text)).collect::<Result<Vec<PublishedPort>, _>>()?);
     features.network = parse_some(args.network.as_deref())?.unwrap_or(features.network);
-    features.idle_seconds = args.idle.as_deref().map(seconds).transpose()?.or(features.idle_seconds);
     Ok(())
 }
 

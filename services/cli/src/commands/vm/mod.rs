@@ -1,5 +1,6 @@
 //! `warren vm …`
 
+mod console;
 mod create;
 mod many;
 mod set;
@@ -80,6 +81,7 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
             lifecycle::<vm::Delete>(global, format, (which, force), (ManyVerb::Delete, waiting), "is gone").await
         }
         VmCommand::Wait { vm, what, timeout } => wait_for::run(global, format, vm, &what, &timeout).await,
+        VmCommand::Console { vm } => console::run(global, &vm).await,
         VmCommand::Logs { vm, follow, tail } => logs(global, &vm, follow, tail).await,
     }
 }
@@ -162,7 +164,6 @@ fn show(vm: &Vm) -> Result<(), Failure> {
         ("data disks", vm.features.disks.iter().map(data_disk).collect::<Vec<_>>().join(" ")),
         ("env", vm.features.env.keys().cloned().collect::<Vec<_>>().join(" ")),
         ("kernel args", vm.features.kernel_args.clone()),
-        ("idle limit", vm.features.idle_seconds.map(|idle| format!("{idle} s")).unwrap_or_default()),
         ("expires", vm.expires_at.map(|at| at.format(&Rfc3339).unwrap_or_default()).unwrap_or_default()),
         ("protected", if vm.deletion_protection { "against deletion".to_owned() } else { String::new() }),
         ("operation", vm.operation.map(|id| id.to_string()).unwrap_or_default()),
