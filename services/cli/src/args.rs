@@ -78,6 +78,8 @@ pub enum Command {
     },
     /// Examine the lab and its hosts: what is wrong, what nobody owns, what to do about it
     Doctor(DoctorArgs),
+    /// What happened in the lab (in the last hour), or happens
+    Events(EventsArgs),
     /// Data disks that outlive their VMs: list, remove
     Disk {
         #[command(subcommand)]
@@ -254,6 +256,20 @@ pub enum OpCommand {
         /// Its id
         id: String,
     },
+}
+
+/// `warren events`
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on with what happens from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// From so long ago on, e.g. 10m [default: 1h; with --follow: from now on]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only those of this area: vm, image, host, operation
+    #[arg(long)]
+    pub area: Option<String>,
 }
 
 /// `warren doctor`

@@ -99,6 +99,7 @@ async fn run(cli: Cli) -> Result<Outcome, Failure> {
     match cli.command {
         Command::Image { command } => commands::image::run(&global, format, command).await,
         Command::Vm { command } => commands::vm::run(&global, format, command).await,
+        Command::Events(args) => commands::events::run(&global, format, args).await,
         Command::Doctor(args) => commands::doctor::run(&global, format, args).await,
         Command::Disk { command } => commands::disk::run(&global, format, command).await,
         Command::Host { command } => commands::host::run(&global, format, command).await,

@@ -197,5 +197,12 @@ async fn several_vms_are_one_request_and_an_isolated_one_reaches_nobody() {
     refused(&lab, &["vm", "rm", "--label", "nobody"], "not_found", 3).await;
     let gone = lab.must(&["vm", "rm", "--label", "ci=1"]).await;
     assert_eq!(gone.lines().count(), 4, "{gone}");
+    let events = wait_until("the events", BOUND, async || {
+        let events = lab.must(&["events", "--area", "vm"]).await;
+        (events.lines().filter(|line| line.contains(".deleted")).count() == 5).then_some(events)
+    })
+    .await;
+    assert!(events.contains(".reserved") && events.contains("\"name\":\"web-1\""), "{events}");
+    refused(&lab, &["events", "--area", "*"], "invalid_argument", 2).await;
     assert_eq!(lab.residue().await, Vec::<String>::new());
 }

@@ -5,10 +5,12 @@
 
 mod call;
 mod connect;
+mod events;
 mod serve;
 mod stream;
 
 pub use call::CallOptions;
 pub use connect::{Bus, BusConfig, BusError};
+pub use events::Heard;
 pub use serve::{RequestContext, Service};
 pub use stream::ByteStream;

@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod doctor;
+pub mod events;
 pub mod exec;
 pub mod host;
 pub mod image;

@@ -27,6 +27,7 @@ use crate::{
     output::{self, Format},
     wait,
 };
+pub(super) use create::seconds;
 
 /// The VMs of one request for a list: about 200 KiB, far below what a message may hold.
 const PAGE: u32 = 200;
