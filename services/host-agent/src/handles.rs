@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -113,6 +114,8 @@ impl VmDirs {
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let dirs = Self { root: state_dir.join("vms") };
         fs::create_dir_all(dirs.tombstones())?;
+        // Disks and consoles are nobody's but their VM's; VMMs are given what they need, and look for nothing by its path.
+        fs::set_permissions(&dirs.root, fs::Permissions::from_mode(0o700))?;
         for entry in fs::read_dir(dirs.tombstones())? {
             let entry = entry?;
             let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();

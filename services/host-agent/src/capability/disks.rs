@@ -3,6 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -60,6 +61,7 @@ impl DataDisks {
         };
         if disk.keep {
             fs::create_dir_all(&self.kept).map_err(failed)?;
+            fs::set_permissions(&self.kept, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         }
         if let Ok(metadata) = fs::metadata(&path) {
             // One that is there is somebody's data: it only grows.

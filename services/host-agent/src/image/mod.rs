@@ -16,6 +16,7 @@ mod tree;
 use std::{
     collections::HashMap,
     fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -109,6 +110,10 @@ impl ImageStore {
         let store = Self { root: state_dir.to_owned(), options, tasks: Mutex::default(), discarded: Mutex::default() };
         fs::create_dir_all(store.root.join("images"))?;
         fs::create_dir_all(store.root.join("staging"))?;
+        // An image may hold what not every user of the machine may read; VMMs are given the file itself.
+        for dir in ["images", "staging"] {
+            fs::set_permissions(store.root.join(dir), fs::Permissions::from_mode(0o700))?;
+        }
         for entry in fs::read_dir(store.root.join("staging"))? {
             let entry = entry?;
             let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();

@@ -51,6 +51,19 @@ impl Files {
         Ok(format!("/proc/self/fd/{}", self.give(file.into())))
     }
 
+    /// Opens one that several VMMs read, and makes it readable to them whatever umask it was made under; whoever is not given it
+    /// is kept out by the directory above.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open_shared(&mut self, path: &Path) -> io::Result<String> {
+        let mode = fs::metadata(path)?.permissions().mode();
+        if mode & 0o444 != 0o444 {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o444))?;
+        }
+        self.open(path, false)
+    }
+
     /// Hands an open file on; its number.
     pub fn give(&mut self, file: OwnedFd) -> RawFd {
         let number = file.as_raw_fd();

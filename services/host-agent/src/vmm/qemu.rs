@@ -87,7 +87,7 @@ impl Vmm for Qemu {
 
     fn command(&self, launch: &Launch, tap: OwnedFd) -> io::Result<(Vec<String>, Files)> {
         let (spec, mut files) = (&launch.spec, Files::default());
-        let (vmlinux, initramfs) = (files.open(&launch.vmlinux, false)?, files.open(&launch.initramfs, false)?);
+        let (vmlinux, initramfs) = (files.open_shared(&launch.vmlinux)?, files.open_shared(&launch.initramfs)?);
         let mut command = self.base(&vmlinux, &initramfs, spec.cpus, spec.memory.0, &spec.features.kernel_args);
         let mut add = |flag: &str, value: String| command.extend([flag.to_owned(), value]);
         add("-name", process::marker(spec.id));
@@ -95,7 +95,7 @@ impl Vmm for Qemu {
         let (root, format) = (files.open(&launch.dir.join(&launch.disk.file), true)?, &launch.disk.format);
         let backing = match &launch.backing {
             None => String::new(),
-            Some(image) => format!(",backing.driver=raw,backing.file.filename={}", files.open(image, false)?),
+            Some(image) => format!(",backing.driver=raw,backing.file.filename={}", files.open_shared(image)?),
         };
         add("-drive", format!("file={root},if=none,id=root,format={format},discard=unmap{backing}"));
         add("-device", format!("virtio-blk-device,drive=root,serial={ROOT_SERIAL}"));
