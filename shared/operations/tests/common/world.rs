@@ -71,6 +71,12 @@ impl World {
         self.lock().plan.entry((step, way, at)).or_default().push_back(deed);
     }
 
+    /// Whether all that was planned with [`World::plan`] has been met.
+    #[allow(dead_code, reason = "each test file uses its part")]
+    pub fn is_met(&self) -> bool {
+        self.lock().plan.values().all(|deeds| deeds.is_empty())
+    }
+
     /// Plans something for every time, until [`World::heal`].
     pub fn always(&self, step: &'static str, way: &'static str, at: At, deed: Deed) {
         self.lock().always.insert((step, way, at), deed);
