@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bus::{Bus, BusConfig, ByteStream};
-use contract::SessionId;
+use contract::{SessionId, stream::Packet};
+use futures::StreamExt;
 use rand::RngExt;
 use testkit::Nats;
 use tokio::{
@@ -59,13 +60,24 @@ async fn a_question_and_its_answer_both_end_cleanly() {
 #[tokio::test]
 async fn a_peer_that_said_all_and_left_is_heard_to_the_end() {
     let nats = Nats::start().await;
-    let (mut opener, mut acceptor) = pair(&nats).await;
+    let (session, bus) = (SessionId::new(), Bus::connect(&BusConfig::new(nats.url(), "both")).await.unwrap());
+    let mut wire = bus.subscribe(contract::subject::stream_to_opener(session)).await.unwrap();
+    let mut opener = ByteStream::open(&bus, session).await.unwrap();
+    let mut acceptor = ByteStream::accept(&bus, session).await.unwrap();
     let said = random(300 * 1024);
     acceptor.write_all(&said).await.unwrap();
     acceptor.shutdown().await.unwrap();
     drop(acceptor);
-    // Long enough for everything to be here before the first read.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The first read comes after the reset.
+    let reset = async {
+        loop {
+            let packet = Packet::decode(wire.next().await.unwrap().payload);
+            if matches!(packet, Some(Packet::Reset { .. })) {
+                return;
+            }
+        }
+    };
+    timeout(BOUND, reset).await.unwrap();
     let mut heard = Vec::new();
     timeout(BOUND, opener.read_to_end(&mut heard)).await.unwrap().unwrap();
     assert!(heard == said);
