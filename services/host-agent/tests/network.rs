@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::Ns;
-use contract::{ImageId, VmId, agent::VmSpec, feature::NetworkMode};
+use contract::{ImageId, VmId, agent::VmSpec, doctor::Verdict, feature::NetworkMode};
 use host_agent::{
     capability::{Capability, Ports, Site},
     config::Uplink,
@@ -204,6 +204,11 @@ fn a_published_udp_port_answers_each_sender_and_one_in_use_is_refused() {
     let (wrong, right) = (publishing(taken.local_addr().unwrap().port()), publishing(free));
     let site = |spec| Site { spec, dir: std::path::Path::new("/nowhere"), tap: "wtguest2" };
     assert!(ports.prepare(site(&wrong)).unwrap_err().message.contains("cannot be taken"));
+    ports.after_boot(site(&wrong));
+    let check = &ports.doctor()[0];
+    assert!(check.verdict == Verdict::Fail && check.message.contains("cannot be taken"), "{check:?}");
+    ports.after_stop(site(&wrong));
+    assert_eq!(ports.doctor()[0].verdict, Verdict::Pass);
     ports.prepare(site(&right)).unwrap();
     ports.after_boot(site(&right));
     let asks: Vec<_> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
@@ -217,7 +222,7 @@ fn a_published_udp_port_answers_each_sender_and_one_in_use_is_refused() {
         }
     }
     // A stopped VM's port is free for others.
-    ports.before_stop(site(&right));
+    ports.after_stop(site(&right));
     let give_up = Instant::now() + Duration::from_secs(10);
     while let Err(error) = UdpSocket::bind(("127.0.0.1", free)) {
         assert!(Instant::now() < give_up, "the port is still taken: {error}");

@@ -2,7 +2,7 @@
 //! VM's life; a new one is a new file and a line in [`Capabilities::new`].
 //!
 //! ```text
-//!   validate → prepare → configure → (the VMM starts) → after_boot → … → before_stop → … → cleanup
+//!   validate → prepare → configure → (the VMM starts) → after_boot → … → after_stop → … → cleanup
 //!              └────────── again at each start ──────────────────┘   └ its end ┘       └ its removal ┘
 //! ```
 
@@ -57,8 +57,8 @@ pub trait Capability: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The VMM is about to end or has ended. In the agent's runtime.
-    fn before_stop(&self, _: Site<'_>) {}
+    /// The VMM has ended, or did not start. In the agent's runtime.
+    fn after_stop(&self, _: Site<'_>) {}
 
     /// Removes what is not in the VM's directory. Blocking.
     fn cleanup(&self, _: Site<'_>) -> Result<(), ApiError> {
@@ -127,10 +127,10 @@ impl Capabilities {
         self.0.iter().try_for_each(|capability| capability.changed(site))
     }
 
-    /// Tells each that the VMM ends.
-    pub fn before_stop(&self, site: Site<'_>) {
+    /// Tells each that the VMM has ended.
+    pub fn after_stop(&self, site: Site<'_>) {
         for capability in self.0.iter().rev() {
-            capability.before_stop(site);
+            capability.after_stop(site);
         }
     }
 

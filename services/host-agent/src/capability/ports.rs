@@ -37,6 +37,8 @@ pub struct Ports {
     lab: Lab,
     address: Ipv4Addr,
     open: Mutex<HashMap<VmId, HashMap<PublishedPort, Open>>>,
+    /// Why a port of a VM that runs is not published.
+    problems: Mutex<HashMap<VmId, String>>,
 }
 
 /// A port that is taken, and whoever serves it once the VM runs.
@@ -53,11 +55,25 @@ enum Socket {
 impl Ports {
     /// Ports without an address are opened on `address`.
     pub fn new(lab: Lab, address: Ipv4Addr) -> Self {
-        Self { lab, address, open: Mutex::default() }
+        Self { lab, address, open: Mutex::default(), problems: Mutex::default() }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<VmId, HashMap<PublishedPort, Open>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn problems(&self) -> MutexGuard<'_, HashMap<VmId, String>> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unpublished(&self, site: Site<'_>, error: &ApiError) {
+        tracing::error!(vm.id = %site.spec.id, %error, "a VM's port is not published");
+        self.problems().insert(site.spec.id, error.message.clone());
+    }
+
+    fn forget(&self, vm: VmId) {
+        self.open().remove(&vm);
+        self.problems().remove(&vm);
     }
 
     /// Takes what is wanted and not taken yet, lets go of the rest.
@@ -66,13 +82,18 @@ impl Ports {
         let mut all = self.open();
         let open = all.entry(site.spec.id).or_default();
         open.retain(|port, _| wanted.contains(port));
+        let mut refused = None;
         for port in wanted {
-            if !open.contains_key(port) {
-                let socket = self.bind(port).map_err(|error| unavailable(port, &error))?;
-                open.insert(*port, Open { socket, served: None });
+            if open.contains_key(port) {
+                continue;
+            }
+            match self.bind(port) {
+                Ok(socket) => drop(open.insert(*port, Open { socket, served: None })),
+                // The others are taken all the same: one that is in use does not close them to an adopted VM.
+                Err(error) => refused = refused.or_else(|| Some(unavailable(port, &error))),
             }
         }
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 
     fn bind(&self, port: &PublishedPort) -> io::Result<Socket> {
@@ -203,15 +224,16 @@ impl Capability for Ports {
     }
 
     fn after_boot(&self, site: Site<'_>) {
+        self.problems().remove(&site.spec.id);
         if let Err(error) = self.take(site) {
-            tracing::error!(vm.id = %site.spec.id, %error, "a VM's port is not published");
+            self.unpublished(site, &error);
         }
         let guest = site.spec.address.addr();
         for (port, open) in self.open().entry(site.spec.id).or_default() {
             if open.served.is_none() {
                 match self.serve(*port, &open.socket, guest) {
                     Ok(served) => open.served = Some(served),
-                    Err(error) => tracing::error!(vm.id = %site.spec.id, %port, %error, "a port is not published"),
+                    Err(error) => self.unpublished(site, &unavailable(port, &error)),
                 }
             }
         }
@@ -223,19 +245,21 @@ impl Capability for Ports {
         Ok(())
     }
 
-    fn before_stop(&self, site: Site<'_>) {
-        self.open().remove(&site.spec.id);
+    fn after_stop(&self, site: Site<'_>) {
+        self.forget(site.spec.id);
     }
 
     fn cleanup(&self, site: Site<'_>) -> Result<(), ApiError> {
-        self.open().remove(&site.spec.id);
+        self.forget(site.spec.id);
         Ok(())
     }
 
     fn doctor(&self) -> Vec<Check> {
-        let open = self.open();
-        let idle = open.values().flatten().filter(|(_, open)| open.served.is_none()).count();
-        let all: usize = open.values().map(HashMap::len).sum();
-        vec![Check::pass("ports", format!("{all} ports are published, {idle} of them of VMs that are starting"))]
+        let problems = self.problems();
+        if problems.is_empty() {
+            return vec![Check::pass("ports", "every port of a VM that runs is published")];
+        }
+        let mend = "end the program that has the port and restart the VM, or publish another (`warren vm set -p`)";
+        problems.iter().map(|(vm, why)| Check::fail("ports", format!("VM {vm}: {why}")).mend(mend)).collect()
     }
 }

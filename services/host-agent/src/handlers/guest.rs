@@ -36,8 +36,7 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
     let wanted = match &request.kind {
         SessionKind::Exec(command) => Request::Exec(command.clone()),
         SessionKind::Ssh {} => Request::Ssh,
-        // It is the VMM's, not the guest's; see below.
-        SessionKind::Console {} => Request::Ping,
+        SessionKind::Console {} => return console(&bus, &vms, &request).await,
         SessionKind::Logs { follow, tail_bytes } => {
             let path = vms.dir(request.vm).join(names::CONSOLE);
             if !path.exists() {
@@ -49,21 +48,24 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
         }
     };
     let (guest, mut observed) = vms.guest(request.vm)?;
-    if request.kind == (SessionKind::Console {}) {
-        let socket = console_socket(&vms.dir(request.vm)).await?;
-        let stream = ByteStream::accept(&bus, request.session).await?;
-        tokio::spawn(async move {
-            let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
-            carry(stream, socket, async move { drop(off.await) }).await;
-        });
-        return Ok(Empty {});
-    }
     // Listening before the guest is asked, so that the opener may send as soon as it has the reply.
     let stream = ByteStream::accept(&bus, request.session).await?;
     let inside = guest.ask(&wanted).await?;
     tokio::spawn(async move {
         let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
         carry(stream, inside, async move { drop(off.await) }).await;
+    });
+    Ok(Empty {})
+}
+
+/// Connects to the serial console, which is the VMM's and needs no guest that answers.
+async fn console(bus: &Bus, vms: &Vms, request: &OpenRequest) -> Result<Empty, ApiError> {
+    let (_, mut observed) = vms.guest(request.vm)?;
+    let socket = console_socket(&vms.dir(request.vm)).await?;
+    let stream = ByteStream::accept(bus, request.session).await?;
+    tokio::spawn(async move {
+        let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
+        carry(stream, socket, async move { drop(off.await) }).await;
     });
     Ok(Empty {})
 }

@@ -49,7 +49,7 @@ impl Owner {
                 if let Some(handles) = &mut self.handles {
                     handles.vmm = None;
                 }
-                self.with_site(|capabilities, site| capabilities.before_stop(site));
+                self.with_site(|capabilities, site| capabilities.after_stop(site));
                 self.save()?;
                 return Err(error);
             }

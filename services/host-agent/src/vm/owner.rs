@@ -272,7 +272,7 @@ impl Owner {
     fn ended(&mut self, exit: Exit) {
         let condemned = self.running.take().and_then(|mut running| running.condemned.take());
         self.guest.send_replace(None);
-        self.with_site(|capabilities, site| capabilities.before_stop(site));
+        self.with_site(|capabilities, site| capabilities.after_stop(site));
         let tail = ending::console_tail(&self.deps.dirs.dir(self.vm).join(names::CONSOLE));
         let Some(handles) = &mut self.handles else { return };
         let Some(vmm) = handles.vmm.take() else { return };

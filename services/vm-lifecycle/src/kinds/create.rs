@@ -373,3 +373,23 @@ impl Step<Create> for Finish {
         rows::apply(cx, order.vm_id, &order.create.name, Event::Ready, &patch).await.map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_vm_wants_wins_over_what_its_image_says() {
+        let image: ImageConfig = serde_json::from_value(json!({
+            "entrypoint": ["/own"], "cmd": ["--fast"], "env": ["A=image", "B=image", "AB=image"]
+        }))
+        .unwrap();
+        let with = |features: Value| configured(&image, &serde_json::from_value(features).unwrap());
+        assert_eq!(with(json!({})), image);
+        assert_eq!(with(json!({"env": {"A": "vm", "C": "vm"}})).env, ["B=image", "AB=image", "A=vm", "C=vm"]);
+        let other = with(json!({"entrypoint": ["/other", "x"]}));
+        assert_eq!((other.entrypoint, other.cmd), (vec!["/other".to_owned(), "x".to_owned()], vec![]));
+        assert_eq!(with(json!({"cmd": ["--slow"]})).entrypoint, ["/own"]);
+        assert_eq!(with(json!({"cmd": ["--slow"]})).cmd, ["--slow"]);
+    }
+}
