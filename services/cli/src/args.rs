@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use vm::{CreateArgs, FeatureArgs, SetArgs, VmCommand, Which};
+pub use vm::{CreateArgs, FeatureArgs, SetArgs, TopArgs, VmCommand, Which};
 
 use crate::{dev::args::DevCommand, output::Format};
 

@@ -84,6 +84,17 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
     text(&trimmed(&table))
 }
 
+/// The lines of such a table, each as long as it is, for whoever puts them on a screen.
+pub fn table_lines(header: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
+    let mut table = plain();
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().copied());
+    for row in rows {
+        table.add_row(row.iter().map(|cell| clean(cell)));
+    }
+    trimmed(&table).lines().map(str::to_owned).collect()
+}
+
 /// Writes names and values, one pair a line.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ use std::{
 use contract::{OperationId, VmId, agent::VmSpec, guest::GuestFacts};
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::{files, usage::Base};
 
 const FILE: &str = "handles.json";
 /// How long a removed VM's highest epoch is remembered: longer than any command can be late.
@@ -78,6 +78,9 @@ pub struct VmmHandle {
     pub paused: bool,
     /// What its guest said when it was ready.
     pub guest: Option<GuestFacts>,
+    /// What the counters that outlive a VMM showed when this one was spawned.
+    #[serde(default)]
+    pub base: Base,
 }
 
 /// A process that cannot be taken for another: ids are reused, start times with them are not.

@@ -18,5 +18,6 @@ pub mod kernel;
 pub mod net;
 pub mod registration;
 pub mod server;
+pub mod usage;
 pub mod vm;
 pub mod vmm;

@@ -19,6 +19,7 @@ use crate::{
     kernel,
     net::Lab,
     registration::Registration,
+    usage::Meter,
     vm::{Deps, Vms, console, reconcile},
     vmm::{Vmm, probe, qemu::Qemu},
 };
@@ -155,6 +156,8 @@ async fn serve_vms(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::
     command!(service, host, agent::VmPause, vms, |vms, request| vms.pause(request, true).await);
     command!(service, host, agent::VmResume, vms, |vms, request| vms.pause(request, false).await);
     command!(service, host, agent::HostExamine, vms, |vms, request| Ok::<_, ApiError>(vms.examine(request).await));
+    let meter = Meter::new(vms.clone());
+    command!(service, host, agent::HostUsage, meter, |meter, request| Ok::<_, ApiError>(meter.answer(request).await));
     command!(service, host, agent::DiskRemove, vms, |vms, request| vms.remove_disk(request).await.map(empty));
     command!(service, host, agent::VmStop, vms, |vms, request| vms.stop(request).await);
     command!(service, host, agent::VmRemove, vms, |vms, request| vms.remove(request).await.map(empty));

@@ -23,6 +23,7 @@ use crate::{
     name::VmName,
     operation::Progress,
     size::MebiBytes,
+    usage::{SampleRequest, Samples},
     verb::agent_verbs,
     workspace::SessionKind,
 };
@@ -285,6 +286,8 @@ agent_verbs! {
     DiskRemove = "disk.remove", deadline::AGENT, DiskCommand => Empty;
     /// Compares what is here with what the lab has rows of, checks the host, and removes what nobody owns if asked to.
     HostExamine = "host.examine", deadline::AGENT, ExamineRequest => Findings;
+    /// Measures what VMs use of the host.
+    HostUsage = "host.usage", deadline::USAGE, SampleRequest => Samples;
     /// Starts staging an image, or asks how it goes.
     ImageStage = "image.stage", deadline::AGENT, StageRequest => StageStatus;
     /// Renames a staged image to its final place.

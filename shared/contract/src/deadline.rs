@@ -54,6 +54,10 @@ pub const BOOT: Duration = Duration::from_secs(120);
 /// How long a guest gets to power itself off before its VMM is ended.
 pub const POWER_OFF: Duration = Duration::from_secs(20);
 
+/// How long a host may take to say what its VMs use: milliseconds, but for a machine that is very busy. A host that
+/// takes longer is left out of the answer, which has [`QUICK`].
+pub const USAGE: Duration = Duration::from_secs(4);
+
 /// How often a host-agent reports that it lives.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 

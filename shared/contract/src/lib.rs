@@ -24,6 +24,7 @@ pub mod operation;
 pub mod size;
 pub mod stream;
 pub mod subject;
+pub mod usage;
 pub mod verb;
 pub mod vm;
 pub mod workspace;

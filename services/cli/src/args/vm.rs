@@ -136,6 +136,32 @@ pub struct SetArgs {
     pub waiting: Waiting,
 }
 
+/// `warren vm top`
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Only this one, by name or id
+    #[arg(conflicts_with_all = ["host", "label"])]
+    pub vm: Option<String>,
+    /// Only those on this host
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Only those with these labels, e.g. ci=1,team (a key alone takes any value)
+    #[arg(short, long, value_name = "SELECTOR")]
+    pub label: Option<String>,
+    /// By what to sort: cpu, memory, disk, network, name
+    #[arg(long, value_name = "BY", default_value = "cpu")]
+    pub sort: String,
+    /// How often to measure; rates are those since the measurement before
+    #[arg(short, long, value_name = "TIME", default_value = "2s")]
+    pub delay: String,
+    /// End after so many tables; in JSON, after so many measurements
+    #[arg(short = 'n', long, value_name = "N")]
+    pub iterations: Option<u64>,
+    /// End after one table: as -n 1
+    #[arg(long, conflicts_with = "iterations")]
+    pub once: bool,
+}
+
 /// `warren vm …`
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
@@ -157,6 +183,8 @@ pub enum VmCommand {
         #[arg(long)]
         image: Option<String>,
     },
+    /// What VMs use: processors, memory, disks, network; on a terminal refreshed until q or Ctrl-C
+    Top(TopArgs),
     /// Show one VM
     Show {
         /// Name or id

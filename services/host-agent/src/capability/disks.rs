@@ -33,6 +33,11 @@ impl DataDisks {
         Self { kept: state_dir.join("disks") }
     }
 
+    /// The files of these disks of the VM in that directory.
+    pub fn files(&self, dir: &Path, disks: &[DataDisk]) -> Vec<PathBuf> {
+        disks.iter().map(|disk| self.path(dir, disk)).collect()
+    }
+
     fn path(&self, dir: &Path, disk: &DataDisk) -> PathBuf {
         if disk.keep { self.kept_path(&disk.name) } else { dir.join(format!("data-{}.img", disk.name)) }
     }

@@ -8,6 +8,7 @@ mod firewall;
 mod guard;
 pub mod namespace;
 mod tap;
+mod traffic;
 mod uplink;
 
 use std::{io, net::Ipv4Addr, os::fd::OwnedFd};

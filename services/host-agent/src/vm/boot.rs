@@ -17,6 +17,7 @@ use crate::{
     files::{self, chain},
     guest::Guest,
     handles::{Handles, VmmHandle},
+    usage::Base,
     vmm::{
         Launch,
         jail::{self, Jail},
@@ -36,14 +37,20 @@ impl Owner {
         };
         let boot = now_ms();
         handles.ended = None;
-        handles.vmm =
-            Some(VmmHandle { process: None, spawned_at_ms: boot, stop_wanted: false, paused: false, guest: None });
+        handles.vmm = Some(VmmHandle {
+            process: None,
+            spawned_at_ms: boot,
+            stop_wanted: false,
+            paused: false,
+            guest: None,
+            base: Base::default(),
+        });
         let known = handles.clone();
         self.save()?;
         runtime::fault::point("agent/vm.boot/before-spawn");
         let (deps, dir) = (self.deps.clone(), self.deps.dirs.dir(self.vm));
         let spawned = tokio::task::spawn_blocking(move || spawn(&deps, &dir, &known));
-        let process = match spawned.await.map_err(|error| internal("the VMM's start failed", error)).flatten() {
+        let (process, base) = match spawned.await.map_err(|error| internal("the VMM's start failed", error)).flatten() {
             Ok(process) => process,
             Err(error) => {
                 if let Some(handles) = &mut self.handles {
@@ -57,6 +64,7 @@ impl Owner {
         runtime::fault::point("agent/vm.boot/spawned");
         if let Some(vmm) = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut()) {
             vmm.process = Some(process.identity);
+            vmm.base = base;
         }
         // Watched before it is recorded: a full disk must not lose a running VMM.
         self.watch(process, boot, false);
@@ -94,11 +102,11 @@ impl Owner {
     }
 }
 
-/// Makes everything what the VM is to be now, and starts its VMM. Blocking.
-fn spawn(deps: &Deps, dir: &Path, handles: &Handles) -> Result<Process, ApiError> {
+/// Makes everything what the VM is to be now, and starts its VMM; what its counters showed before. Blocking.
+fn spawn(deps: &Deps, dir: &Path, handles: &Handles) -> Result<(Process, Base), ApiError> {
     // One that was spawned and not recorded is taken, never doubled.
     if let Some(process) = Process::find(handles.spec.id) {
-        return Ok(process);
+        return Ok((process, handles.vmm.as_ref().map(|vmm| vmm.base).unwrap_or_default()));
     }
     let mut launch = Launch {
         spec: handles.spec.clone(),
@@ -116,6 +124,7 @@ fn spawn(deps: &Deps, dir: &Path, handles: &Handles) -> Result<Process, ApiError
         files::remove_file(&dir.join(socket)).map_err(|error| internal("an old socket is in the way", error))?;
     }
     let starts = |error: std::io::Error| internal("the VMM does not start", error);
+    let base = Base::now(deps, handles.spec.id, &handles.tap);
     let tap =
         deps.lab.open_tap(&handles.tap).map_err(|error| internal("the VM's tap cannot be opened", chain(&error)))?;
     let (command, given) = deps.vmm.command(&launch, tap).map_err(starts)?;
@@ -130,5 +139,6 @@ fn spawn(deps: &Deps, dir: &Path, handles: &Handles) -> Result<Process, ApiError
         [dir.join(names::RUN), dir.join(names::CONSOLE), dir.join(&launch.disk.file), dir.join(names::CONFIG_DRIVE)];
     let own = own.iter().chain(launch.data_disks.iter().map(|disk| &disk.path)).filter(|path| path.exists());
     jail.own(&own.map(PathBuf::as_path).collect::<Vec<_>>()).map_err(starts)?;
-    process::spawn(&command, dir, deps.lab.namespace(), jail).map_err(starts)
+    let process = process::spawn(&command, dir, deps.lab.namespace(), jail).map_err(starts)?;
+    Ok((process, base))
 }

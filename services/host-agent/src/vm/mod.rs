@@ -35,9 +35,11 @@ use crate::{
     image::ImageStore,
     kernel::BootFiles,
     net::Lab,
+    usage::Subject,
     vmm::Vmm,
 };
 use owner::Owner;
+pub use owner::now_ms;
 
 /// How many commands may wait for one VM's task: an operation sends one at a time.
 const QUEUE: usize = 16;
@@ -83,6 +85,8 @@ struct Handle {
     commands: mpsc::Sender<Command>,
     observed: watch::Receiver<VmObservation>,
     guest: watch::Receiver<Option<Guest>>,
+    /// What of it can be measured.
+    measured: watch::Receiver<Option<Subject>>,
 }
 
 /// All VMs of this host.
@@ -225,6 +229,16 @@ impl Vms {
         let tasks = self.tasks();
         let all = tasks.values().map(|handle| handle.observed.borrow().clone());
         all.filter(|observation| observation.state != HostVmState::Absent).collect()
+    }
+
+    /// Every VM that is here, with where it stands, as it can be measured.
+    pub fn subjects(&self) -> Vec<(Subject, HostVmState)> {
+        let tasks = self.tasks();
+        let all = tasks.values().filter_map(|handle| {
+            let subject = handle.measured.borrow().clone()?;
+            Some((subject, handle.observed.borrow().state))
+        });
+        all.collect()
     }
 
     /// The connection into a running VM's guest.

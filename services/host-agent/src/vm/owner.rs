@@ -32,6 +32,7 @@ use crate::{
     files::chain,
     guest::Guest,
     handles::{Ended, Handles},
+    usage::Subject,
     vmm::{
         names,
         process::{Exit, Process},
@@ -76,9 +77,11 @@ pub(super) struct Owner {
     pub(super) events: (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>),
     observed: watch::Sender<VmObservation>,
     pub(super) guest: watch::Sender<Option<Guest>>,
+    measured: watch::Sender<Option<Subject>>,
 }
 
-pub(super) fn now_ms() -> u64 {
+/// Unix time in milliseconds.
+pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -108,6 +111,7 @@ impl Owner {
             events: mpsc::unbounded_channel(),
             observed: watch::Sender::new(observation),
             guest: watch::Sender::new(None),
+            measured: watch::Sender::new(None),
         }
     }
 
@@ -143,7 +147,12 @@ impl Owner {
     /// Starts the task.
     pub(super) fn start(self) -> Handle {
         let (commands, queue) = mpsc::channel(QUEUE);
-        let handle = Handle { commands, observed: self.observed.subscribe(), guest: self.guest.subscribe() };
+        let handle = Handle {
+            commands,
+            observed: self.observed.subscribe(),
+            guest: self.guest.subscribe(),
+            measured: self.measured.subscribe(),
+        };
         tokio::spawn(self.run(queue));
         handle
     }
@@ -362,6 +371,7 @@ impl Owner {
             });
             return;
         }
+        self.measured.send_replace(self.handles.as_ref().map(|handles| Subject::new(&self.deps, handles, pid)));
         let Some(handles) = &self.handles else {
             self.observed.send_modify(|seen| (seen.state, seen.pid, seen.guest) = (HostVmState::Absent, None, None));
             return;

@@ -2,10 +2,13 @@
 
 use std::{fs::File, io, os::fd::AsRawFd, path::Path, time::Duration};
 
+use contract::usage::DiskIo;
 use qapi::{
+    Command,
     futures::QmpStreamTokio,
     qmp::{self, QmpCommand},
 };
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::names;
@@ -20,6 +23,47 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn set_paused(dir: &Path, paused: bool) -> io::Result<()> {
     if paused { execute(dir, qmp::stop {}).await.map(drop) } else { execute(dir, qmp::cont {}).await.map(drop) }
 }
+
+/// What the guest has read from its disks and written to them since the VMM's start.
+///
+/// # Errors
+/// The VMM does not answer within `patience`, or has no monitor.
+pub async fn disk_io(dir: &Path, patience: Duration) -> io::Result<DiskIo> {
+    let drives =
+        timeout(patience, execute(dir, BlockStats {})).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    let sum = |of: fn(&DriveStats) -> u64| drives.iter().map(|drive| of(&drive.stats)).sum();
+    Ok(DiskIo {
+        read_bytes: sum(|stats| stats.rd_bytes),
+        read_operations: sum(|stats| stats.rd_operations),
+        written_bytes: sum(|stats| stats.wr_bytes),
+        write_operations: sum(|stats| stats.wr_operations),
+    })
+}
+
+/// `query-blockstats`, of which few fields are read: those of `qapi` want what QEMU has from version 8.1 on only.
+#[derive(Debug, Serialize)]
+struct BlockStats {}
+
+#[derive(Debug, Deserialize)]
+struct Drive {
+    stats: DriveStats,
+}
+
+#[derive(Debug, Deserialize)]
+struct DriveStats {
+    rd_bytes: u64,
+    rd_operations: u64,
+    wr_bytes: u64,
+    wr_operations: u64,
+}
+
+impl Command for BlockStats {
+    const NAME: &'static str = "query-blockstats";
+    const ALLOW_OOB: bool = false;
+    type Ok = Vec<Drive>;
+}
+
+impl QmpCommand for BlockStats {}
 
 async fn execute<C: QmpCommand + 'static>(dir: &Path, command: C) -> io::Result<C::Ok> {
     let conversation = async {

@@ -12,6 +12,7 @@ mod many;
 mod register;
 mod report;
 mod set;
+mod usage;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use contract::{
     doctor::Doctor,
     host,
     many::{CreateMany, Many},
+    usage::Usage,
     vm,
 };
 use ipnet::Ipv4Net;
@@ -75,6 +77,7 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<vm::Pause, _>(service, app, lifecycle::handle::<Pause>).await?;
     serve::<vm::Resume, _>(service, app, lifecycle::handle::<Resume>).await?;
     serve::<vm::Set, _>(service, app, set::handle).await?;
+    serve::<Usage, _>(service, app, usage::handle).await?;
     serve::<vm::DiskList, _>(service, app, disks::list).await?;
     serve::<vm::DiskDelete, _>(service, app, disks::delete).await?;
     serve::<vm::Delete, _>(service, app, lifecycle::handle::<Delete>).await?;

@@ -9,9 +9,12 @@ use std::{
 use bus::{Bus, Service};
 use contract::{
     ApiError, HostId, VmId,
-    agent::{Fence, HostVmState, Provisioned, VmAwaitReady, VmBoot, VmObservation, VmProvision, VmRemove, VmStop},
+    agent::{
+        Fence, HostUsage, HostVmState, Provisioned, VmAwaitReady, VmBoot, VmObservation, VmProvision, VmRemove, VmStop,
+    },
     guest::GuestFacts,
     host::{self, Capacity, Empty, HeartbeatRequest, RegisterRequest, Registered, ReportRequest},
+    usage::{Counters, Sample, SampleRequest, Samples},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -206,6 +209,19 @@ impl State {
         }
     }
 
+    fn measure(&self, request: SampleRequest) -> Result<Samples, ApiError> {
+        if self.mood == Mood::Away {
+            return Err(ApiError::unavailable("the host-agent of this host is not connected"));
+        }
+        let asked = |vm: &VmId| request.vms.as_ref().is_none_or(|vms| vms.contains(vm));
+        let sample = |(vm, state): (&VmId, &HostVmState)| {
+            let counters = Counters { spawned_at_ms: 1, cpu_usec: 5, memory_bytes: 7, disk: None, network: None };
+            let counters = (*state == HostVmState::Ready).then_some(counters);
+            Sample { vm: *vm, state: *state, at_ms: 1_000, disk_allocated_bytes: 4096, counters }
+        };
+        Ok(Samples { samples: self.vms.iter().filter(|(vm, _)| asked(vm)).map(sample).collect() })
+    }
+
     /// Checks the fence and the mood, and logs.
     fn take(&mut self, verb: &'static str, vm: VmId, fence: Fence) -> Result<(), ApiError> {
         if self.mood == Mood::Away {
@@ -301,6 +317,14 @@ async fn serve(bus: &Bus, id: &HostId, inner: &Arc<Inner>) -> Service {
                 state.vms.remove(&request.vm);
                 Ok(Empty {})
             }
+        })
+        .await
+        .unwrap();
+    let agent = inner.clone();
+    service
+        .serve_agent::<HostUsage, _>(id, move |_, request| {
+            let agent = agent.clone();
+            async move { agent.state.lock().unwrap().measure(request) }
         })
         .await
         .unwrap();

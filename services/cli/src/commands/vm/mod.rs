@@ -4,6 +4,7 @@ mod console;
 mod create;
 mod many;
 mod set;
+mod top;
 mod wait_for;
 
 use bus::ByteStream;
@@ -53,6 +54,7 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
             }
             Ok(Outcome::Done)
         }
+        VmCommand::Top(args) => top::run(global, format, args).await,
         VmCommand::Show { vm } => {
             let vm = Client::connect(global).await?.ask::<vm::Get>(&VmRef { vm }).await?;
             match format {
