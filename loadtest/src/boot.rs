@@ -1,5 +1,5 @@
 //! Scenario **boot**: from a create's request to its VM being ready, beside a bare QEMU with the same kernel, initramfs and
-//! image, in turn on one machine. It starts a lab of its own, so it needs what deploy/check prepares.
+//! image, in turn on one machine, one at a time or several at once. It starts a lab of its own, so it needs what deploy/check prepares.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
+use futures::future::try_join_all;
 use serde::Serialize;
 use serde_json::Value;
 use testkit::lab::{Lab, LabOptions, missing_for_vms};
@@ -28,6 +29,9 @@ pub struct Options {
     /// How many boots of each, after one of each that is not counted.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub runs: u16,
+    /// How many boot at the same time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub at_once: u16,
     /// A tar archive of a root filesystem; left out, an image with only busybox.
     #[arg(long)]
     pub rootfs_tar: Option<PathBuf>,
@@ -42,9 +46,11 @@ pub struct Options {
 /// What was measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Request to `running`, in milliseconds, each run.
+    /// How many booted at the same time.
+    at_once: u16,
+    /// Request to `running`, in milliseconds, each boot.
     warren_ms: Vec<f64>,
-    /// Spawn to ready, in milliseconds, each run.
+    /// Spawn to ready, in milliseconds, each boot.
     bare_ms: Vec<f64>,
     /// Median of Warren's over median of the bare ones, less one.
     overhead: f64,
@@ -55,13 +61,15 @@ impl Report {
     /// For people.
     pub fn table(&self) -> String {
         let row = |name: &str, all: &[f64]| {
-            let (low, high) = all.iter().fold((f64::MAX, 0.0f64), |(low, high), ms| (low.min(*ms), high.max(*ms)));
-            vec![name.to_owned(), format!("{low:.0}"), format!("{:.0}", median(all)), format!("{high:.0}")]
+            let at = [0.0, 0.5, 0.95, 1.0].map(|share| format!("{:.0}", quantile(all, share)));
+            std::iter::once(name.to_owned()).chain(at).collect()
         };
         let rows = [row("bare qemu: spawn to ready", &self.bare_ms), row("warren: create to running", &self.warren_ms)];
         format!(
-            "{}\noverhead of the medians: {:.1} %",
-            table(&["", "min ms", "median ms", "max ms"], &rows),
+            "{} at once, {} boots each\n{}\noverhead of the medians: {:.1} %",
+            self.at_once,
+            self.bare_ms.len(),
+            table(&["", "min ms", "p50 ms", "p95 ms", "max ms"], &rows),
             self.overhead * 100.0
         )
     }
@@ -72,10 +80,12 @@ impl Report {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The value that this share (0 to 1) of all does not exceed.
+fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
 /// Measures.
@@ -95,20 +105,28 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     image.write(&layout)?;
     lab.must(&["image", "pull", &layout.to_string_lossy(), "--layout", "--name", "measured"]).await;
     create(&lab, options, "template").await?;
+    lab.must(&["vm", "stop", "template", "--force"]).await;
     let bare = Bare::of(&lab, options)?;
-    let mut report = Report { warren_ms: Vec::new(), bare_ms: Vec::new(), overhead: 0.0, at_most: options.at_most };
+    let (at_once, at_most) = (options.at_once, options.at_most);
+    let mut report = Report { at_once, warren_ms: Vec::new(), bare_ms: Vec::new(), overhead: 0.0, at_most };
+    let scratch = lab.scratch();
     for run in 0..=options.runs {
-        let (bare_ms, warren_ms) = (bare.boot(&lab.scratch()).await?, create(&lab, options, "measured").await?);
+        let names: Vec<String> = (0..at_once).map(|n| format!("measured-{n}")).collect();
+        let bare_ms = try_join_all(names.iter().map(|name| bare.boot(&scratch, name))).await?;
+        let warren_ms = try_join_all(names.iter().map(|name| create(&lab, options, name))).await?;
+        for name in &names {
+            lab.must(&["vm", "rm", name, "--force"]).await;
+        }
         if run > 0 {
-            report.bare_ms.push(bare_ms);
-            report.warren_ms.push(warren_ms);
+            report.bare_ms.extend(bare_ms);
+            report.warren_ms.extend(warren_ms);
         }
     }
-    report.overhead = median(&report.warren_ms) / median(&report.bare_ms) - 1.0;
+    report.overhead = quantile(&report.warren_ms, 0.5) / quantile(&report.bare_ms, 0.5) - 1.0;
     Ok(report)
 }
 
-/// Creates a VM by NATS and removes it, unless it is the template, which is only stopped; milliseconds to `running`.
+/// Creates a VM by NATS; milliseconds to `running`.
 async fn create(lab: &Lab, options: &Options, name: &str) -> anyhow::Result<f64> {
     let bus = bus::Bus::connect(&bus::BusConfig::new(lab.nats.url(), "loadtest")).await?;
     let request: contract::vm::CreateRequest = serde_json::from_value(serde_json::json!({
@@ -117,10 +135,7 @@ async fn create(lab: &Lab, options: &Options, name: &str) -> anyhow::Result<f64>
     let waiting = bus::CallOptions { timeout: Some(BOUND), ..Default::default() };
     let began = Instant::now();
     bus.call_with::<contract::vm::Create>(&request, waiting).await?;
-    let took = began.elapsed().as_secs_f64() * 1000.0;
-    let last = if name == "template" { "stop" } else { "rm" };
-    lab.must(&["vm", last, name, "--force"]).await;
-    Ok(took)
+    Ok(began.elapsed().as_secs_f64() * 1000.0)
 }
 
 /// A bare QEMU on what the template VM was given.
@@ -162,8 +177,8 @@ impl Bare {
     }
 
     /// Boots once; milliseconds from the spawn to the guest's ready line.
-    async fn boot(&self, dir: &Path) -> anyhow::Result<f64> {
-        let (disk, console) = (dir.join("bare.qcow2"), dir.join("bare.log"));
+    async fn boot(&self, dir: &Path, name: &str) -> anyhow::Result<f64> {
+        let (disk, console) = (dir.join(format!("{name}.qcow2")), dir.join(format!("{name}.log")));
         let backing = format!("backing_file={},backing_fmt=raw", self.rootfs.display());
         let made = Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-o", &backing])

@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod create;
 mod database;
+pub mod density;
 mod latency;
 mod pgbench;
 pub mod report;

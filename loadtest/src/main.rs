@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use loadtest::{boot, create, reserve};
+use loadtest::{boot, create, density, reserve};
 use runtime::telemetry;
 
 /// Load on a lab, and benchmarks of its parts.
@@ -31,7 +31,9 @@ enum Scenario {
     Reserve(reserve::Options),
     /// Whole creates on a running lab, from the request to `running`; deletes the VMs afterwards.
     Create(create::Options),
-    /// One create after the other in a lab of its own, beside a bare QEMU with the same kernel and image.
+    /// Many idle VMs in a lab of its own: what the host-agent and the VMMs take of the host.
+    Density(density::Options),
+    /// Creates in a lab of its own, one after the other or several at once, beside a bare QEMU with the same kernel and image.
     Boot(boot::Options),
 }
 
@@ -58,6 +60,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         Scenario::Create(options) => {
             let report = create::run(&options).await?;
             (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+        Scenario::Density(options) => {
+            let report = density::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, true)
         }
         Scenario::Boot(options) => {
             let report = boot::run(&options).await?;

@@ -284,6 +284,9 @@ pub struct DoctorArgs {
     /// Remove what nobody owns, then look again
     #[arg(long)]
     pub fix: bool,
+    /// The same as `-o json`
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `warren disk …`

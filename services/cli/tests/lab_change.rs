@@ -53,9 +53,10 @@ async fn a_vm_grows_and_is_renamed_and_a_refused_change_changes_nothing() {
     refused(&lab, &["vm", "show", "web"], "not_found", 3).await;
     refused(&lab, &["vm", "rm", "shop"], "failed_precondition", 5).await;
 
-    // The guest, which runs, is as it was until it is restarted.
-    assert_eq!(guest(&lab, "shop", "hostname").await, "web");
+    // The disk has grown at once, and the filesystem on it; for the rest the guest is as it was until it is restarted.
     let (memory, disk) = ("awk '/MemTotal/ {print $2}' /proc/meminfo", "df -m / | tail -1 | awk '{print $2}'");
+    assert!(guest(&lab, "shop", disk).await.parse::<u64>().unwrap() > 200);
+    assert_eq!(guest(&lab, "shop", "hostname").await, "web");
     let small: u64 = guest(&lab, "shop", memory).await.parse().unwrap();
     guest(&lab, "shop", "echo kept > /root/file; sync").await;
     lab.must(&["vm", "restart", "shop"]).await;

@@ -17,7 +17,7 @@ fn sh(command: &str) {
 }
 
 async fn doctor(lab: &Lab, arguments: &[&str]) -> (Option<i32>, Value) {
-    let output = lab.warren(&[&["doctor", "-o", "json"], arguments].concat()).await;
+    let output = lab.warren(&[&["doctor", "--json"], arguments].concat()).await;
     let reply = serde_json::from_slice(&output.stdout);
     (output.status.code(), reply.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr))))
 }
@@ -38,7 +38,7 @@ async fn leaks_are_found_and_removed_and_nothing_else_is() {
     let (code, healthy) = doctor(&lab, &[]).await;
     assert_eq!((code, leaks(&healthy)), (Some(0), vec![]), "{healthy}");
     let checks = healthy["hosts"][1]["checks"].as_array().unwrap();
-    for name in ["kvm", "disk", "network", "ports"] {
+    for name in ["vmm", "kvm", "kernel", "cgroups", "disk", "handles", "kernels", "network", "ports", "clock"] {
         assert!(checks.iter().any(|check| check["name"] == name), "{name}: {healthy}");
     }
 
@@ -80,6 +80,26 @@ async fn leaks_are_found_and_removed_and_nothing_else_is() {
     })
     .await;
     lab.must(&["vm", "rm", "web"]).await;
+
+    // The database is brought back from a backup that knows nothing of a VM: it is stopped, and its disk is kept.
+    lab.must(&["vm", "create", "new", "--image", "bb", "--memory", "128M", "--disk", "128M"]).await;
+    let sql = lab.sql().await;
+    let id: uuid::Uuid = sql.query_one("select id from vm.vm", &[]).await.unwrap().get(0);
+    sql.execute("select vm.release($1, 1000000, null)", &[&id]).await.unwrap();
+    lab.kill(&host);
+    lab.start_process(&host, &[]);
+    lab.wait_ready().await;
+    wait_until("the end of its VMM", Duration::from_secs(30), async || {
+        vmms(&lab.state_dir(&host)).is_empty().then_some(())
+    })
+    .await;
+    let dir = lab.state_dir(&host).join("vms").join(id.to_string());
+    assert!(dir.join("root.qcow2").exists() || dir.join("root.img").exists(), "its disk is kept");
+    let (_, lost) = doctor(&lab, &["--leaks"]).await;
+    assert_eq!(leaks(&lost), [("vm".into(), id.to_string(), false)], "{lost}");
+    let (code, fixed) = doctor(&lab, &["--fix"]).await;
+    assert_eq!((code, leaks(&fixed)), (Some(0), vec![("vm".into(), id.to_string(), true)]), "{fixed}");
+    assert!(!dir.exists());
     let (code, clean) = doctor(&lab, &["--leaks"]).await;
     assert_eq!((code, leaks(&clean)), (Some(0), vec![]), "{clean}");
     assert_eq!(lab.residue().await, Vec::<String>::new());

@@ -18,7 +18,11 @@ use testkit::{
 const BOUND: Duration = Duration::from_secs(60);
 
 async fn show(lab: &Lab) -> Value {
-    serde_json::from_str(&lab.must(&["vm", "show", "web", "-o", "json"]).await).unwrap()
+    show_vm(lab, "web").await
+}
+
+async fn show_vm(lab: &Lab, vm: &str) -> Value {
+    serde_json::from_str(&lab.must(&["vm", "show", vm, "-o", "json"]).await).unwrap()
 }
 
 fn now() -> u64 {
@@ -118,4 +122,63 @@ async fn a_host_agent_is_replaced_under_an_open_ssh_session_and_no_tick_is_lost(
     reader.join().unwrap().unwrap();
     lab.must(&["vm", "rm", "web"]).await;
     assert_eq!(lab.residue().await, Vec::<String>::new());
+}
+
+/// A host that is restarted loses its processes, its namespaces and its control groups; its disk stays.
+fn restart_machine(lab: &Lab, host: &str) {
+    let state = lab.state_dir(host);
+    for pid in testkit::lab::vmms(&state) {
+        let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    let removed = Command::new("ip").args(["netns", "del", &format!("warren-{host}")]).status().unwrap();
+    assert!(removed.success());
+    for vm in testkit::lab::entries(&state.join("vms")) {
+        // The next boot of a machine has another id.
+        let file = state.join("vms").join(vm).join("handles.json");
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        let mut handles: Value = serde_json::from_str(&text).unwrap();
+        if handles["vmm"].is_object() {
+            handles["vmm"]["boot_id"] = "another-boot".into();
+        }
+        std::fs::write(&file, handles.to_string()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_of_their_host_vms_are_what_their_policies_say() {
+    let Some(mut lab) = lab_or_skip(LabOptions::default()).await else { return };
+    let layout = busybox_layout(&lab.scratch());
+    lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
+    for (name, restart) in [("stays", "no"), ("back", "on-failure"), ("off", "always")] {
+        let size = ["--memory", "128M", "--disk", "128M", "--restart", restart];
+        lab.must(&[&["vm", "create", name, "--image", "bb"], &size[..]].concat()).await;
+    }
+    lab.must(&["vm", "stop", "off", "--force"]).await;
+    lab.must(&["exec", "back", "--", "sh", "-c", "echo kept > /root/file; sync"]).await;
+    let before = show_vm(&lab, "back").await;
+    let host = lab.hosts()[0].clone();
+    lab.kill(&host);
+    restart_machine(&lab, &host);
+    lab.start_process(&host, &[]);
+    lab.wait_ready().await;
+
+    let down = show_vm(&lab, "stays").await;
+    assert_eq!((&down["state"], &down["reason"]), (&"failed".into(), &"the host was restarted".into()), "{down}");
+    wait_until("the VM's return", BOUND, async || {
+        let vm = show_vm(&lab, "back").await;
+        (vm["state"] == "running" && vm["ready_at"] != before["ready_at"]).then_some(())
+    })
+    .await;
+    let back = show_vm(&lab, "back").await;
+    for field in ["id", "address", "mac", "ssh_host_key"] {
+        assert_eq!(back[field], before[field], "{field}");
+    }
+    assert_eq!(lab.must(&["exec", "back", "--", "cat", "/root/file"]).await, "kept\n");
+    assert_eq!(show_vm(&lab, "off").await["state"], "stopped", "what somebody stopped stays stopped");
+    lab.must(&["vm", "start", "stays"]).await;
+    assert_eq!(lab.must(&["exec", "stays", "--", "hostname"]).await, "stays\n");
+    lab.must(&["vm", "rm", "stays", "back", "off"]).await;
+    let (code, leaks) = (lab.warren(&["doctor", "--leaks"]).await.status.code(), lab.residue().await);
+    assert_eq!((code, leaks), (Some(0), Vec::<String>::new()));
 }

@@ -4,7 +4,11 @@ mod common;
 
 use common::{busybox_layout, debian_layout, lab_or_skip, refused};
 use serde_json::Value;
-use testkit::{lab::LabOptions, registry::Registry};
+use testkit::{
+    image::{Layer, Packing},
+    lab::LabOptions,
+    registry::Registry,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busybox_image_without_init_or_sshd_becomes_a_vm_one_can_work_in() {
@@ -56,19 +60,31 @@ async fn a_busybox_image_without_init_or_sshd_becomes_a_vm_one_can_work_in() {
     assert_eq!(testkit::lab::entries(&images), Vec::<String>::new());
 }
 
+/// A layer with the program that shows whether control groups limit (an example of host-agent).
+fn limits_layer() -> Layer {
+    let program = testkit::lab::binaries().unwrap().join("examples/cgroup_limits");
+    let program = std::fs::read(&program).expect("`cargo build --workspace --all-targets` makes the examples");
+    Layer::new(Packing::Gzip).dir("usr/local/bin", 0o755).file("usr/local/bin/cgroup_limits", 0o755, &program)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debian_image_from_a_registry_boots_its_own_systemd_and_is_pulled_by_create() {
     let Some(lab) = lab_or_skip(LabOptions::default()).await else { return };
-    let Some(layout) = debian_layout(&lab.scratch()) else { return };
+    let Some(layout) = debian_layout(&lab.scratch(), Some(limits_layer())) else { return };
     let registry = Registry::start().await;
     let reference = registry.push_layout(&layout, "debian", "12").await;
     // No pull first: a registry reference is pulled by the create.
-    lab.must(&["vm", "create", "deb", "--image", &reference, "--memory", "512M", "--disk", "1G"]).await;
+    lab.must(&["vm", "create", "deb", "--image", &reference, "--memory", "768M", "--disk", "1G"]).await;
     let init = lab.must(&["exec", "deb", "--", "readlink", "/proc/1/exe"]).await;
     assert!(init.ends_with("/systemd\n"), "{init}");
     let output = lab.must(&["ssh", "deb", "--", "hostname; ip -br -4 addr show scope global"]).await;
     let show: Value = serde_json::from_str(&lab.must(&["vm", "show", "deb", "-o", "json"]).await).unwrap();
     assert!(output.starts_with("deb\n") && output.contains(show["address"].as_str().unwrap()), "{output}");
+    // Its kernel has a cgroup v2 with all controllers: there it can be seen that VMMs' limits hold.
+    let limits = lab.must(&["exec", "deb", "--", "/usr/local/bin/cgroup_limits"]).await;
+    for limit in ["cpu.max:\n150000 100000", "memory.max:\n503316480", "the limits hold"] {
+        assert!(limits.contains(limit), "{limits}");
+    }
     // The guest's own power-off is a clean stop.
     lab.must(&["vm", "stop", "deb"]).await;
     let show: Value = serde_json::from_str(&lab.must(&["vm", "show", "deb", "-o", "json"]).await).unwrap();

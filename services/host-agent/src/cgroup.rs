@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use contract::{HostId, VmId, agent::VmSpec};
@@ -15,6 +16,9 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 const MEMORY_OVERHEAD: u64 = 384 << 20;
 /// Threads a VMM may have: virtual processors, and QEMU's pool for disks of at most 64.
 const PIDS: u64 = 256;
+/// How often, and at which distance, a group is looked at until the processes that were killed in it are gone.
+const KILL_LOOKS: u32 = 500;
+const KILL_PAUSE: Duration = Duration::from_millis(10);
 /// The period of `cpu.max`, in microseconds.
 const PERIOD: u64 = 100_000;
 
@@ -86,6 +90,23 @@ impl Cgroups {
     /// The kernel refused.
     pub fn remove(&self, vm: VmId) -> io::Result<()> {
         remove_group(&self.group(vm))
+    }
+
+    /// Ends every process in a VM's group, and waits until they are gone.
+    ///
+    /// # Errors
+    /// The kernel refused, or they do not go.
+    pub fn kill(&self, vm: VmId) -> io::Result<()> {
+        let group = self.group(vm);
+        fs::write(group.join("cgroup.kill"), "1")?;
+        for _ in 0..KILL_LOOKS {
+            // `populated` of cgroup.events counts zombies no more.
+            if self.counter(vm, "cgroup.events", Some("populated")) == Some(0) {
+                return Ok(());
+            }
+            std::thread::sleep(KILL_PAUSE);
+        }
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// The VMs that have a group.

@@ -6,7 +6,7 @@ use contract::{HostId, MebiBytes, host::Capacity};
 use ipnet::Ipv4Net;
 use runtime::config::{ConfigError, Reader};
 
-use crate::files;
+use crate::{disk, files};
 
 /// Virtual CPUs offered for each real one when nothing else is said: lab VMs mostly wait.
 const CPU_OVERCOMMIT: u32 = 8;
@@ -62,6 +62,10 @@ pub struct Config {
     pub kernel: PathBuf,
     /// `WARREN_KERNEL_MODULES`: its `lib/modules/<release>`.
     pub modules: PathBuf,
+    /// `WARREN_KERNELS`: a directory of kernels VMs may ask for by name.
+    pub kernels: Option<PathBuf>,
+    /// `WARREN_DISK`: auto, reflink, qcow2 or copy.
+    pub disk: disk::Wanted,
     /// `WARREN_GUEST_AGENT`: the static guest-agent.
     pub guest_agent: PathBuf,
     /// `WARREN_ACCEL`: auto, kvm or tcg.
@@ -114,6 +118,11 @@ impl Config {
                 env.problem(format!("{variable} names {}, which does not exist", path.display()));
             }
         }
+        let kernels: Option<PathBuf> = env.optional("WARREN_KERNELS");
+        if let Some(dir) = kernels.as_ref().filter(|dir| !dir.is_dir()) {
+            env.problem(format!("WARREN_KERNELS names {}, which is no directory", dir.display()));
+        }
+        let disk = env.or("WARREN_DISK", disk::Wanted::Auto);
         let acceleration = env.or("WARREN_ACCEL", Acceleration::Auto);
         let uplink = uplink(&mut env);
         let publish_address = env.or("WARREN_PUBLISH_ADDRESS", Ipv4Addr::LOCALHOST);
@@ -137,6 +146,8 @@ impl Config {
                 host: host?,
                 kernel: kernel?,
                 modules: modules?,
+                kernels,
+                disk,
                 guest_agent: guest_agent?,
                 acceleration,
                 uplink,

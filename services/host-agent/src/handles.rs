@@ -32,6 +32,9 @@ pub struct Handles {
     pub tap: String,
     /// Its disk, in its directory.
     pub disk: DiskHandle,
+    /// Whether its disk is being made larger while it runs.
+    #[serde(default)]
+    pub growing: bool,
     /// The public half of its ssh host key, once made.
     pub ssh_host_key: Option<String>,
     /// Whether everything above exists.
@@ -69,6 +72,9 @@ pub struct VmmHandle {
     /// Its identity; absent between the decision to spawn it and its recording: then it is looked for by
     /// its command line.
     pub process: Option<ProcessIdentity>,
+    /// The machine's boot it was spawned in (`/proc/sys/kernel/random/boot_id`): none outlives that.
+    #[serde(default)]
+    pub boot_id: String,
     /// When it was spawned, Unix time in milliseconds; the boot deadline counts from here.
     pub spawned_at_ms: u64,
     /// Whether its end is wanted, so that it counts as stopped and not as failed.
@@ -81,6 +87,30 @@ pub struct VmmHandle {
     /// What the counters that outlive a VMM showed when this one was spawned.
     #[serde(default)]
     pub base: Base,
+}
+
+impl VmmHandle {
+    /// One that is about to be spawned.
+    pub fn new(spawned_at_ms: u64) -> Self {
+        Self {
+            process: None,
+            boot_id: boot_id(),
+            spawned_at_ms,
+            stop_wanted: false,
+            paused: false,
+            guest: None,
+            base: Base::default(),
+        }
+    }
+
+    /// Whether the machine was restarted since.
+    pub fn is_of_another_boot(&self) -> bool {
+        !self.boot_id.is_empty() && self.boot_id != boot_id()
+    }
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// A process that cannot be taken for another: ids are reused, start times with them are not.
@@ -234,6 +264,7 @@ mod tests {
             operation: OperationId::new(),
             tap: "wt00000000".into(),
             disk: DiskHandle { file: "root.qcow2".into(), format: "qcow2".into() },
+            growing: false,
             ssh_host_key: None,
             provisioned: false,
             vmm: None,

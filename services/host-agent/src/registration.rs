@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bus::Bus;
 use contract::{
-    ApiError, ErrorCode, OperationId,
-    agent::{Fence, VmCommand, VmObservation},
+    ApiError, ErrorCode, KernelName, OperationId,
+    agent::{Fence, StopRequest, VmObservation},
     deadline,
     host::{Heartbeat, HeartbeatRequest, Register, RegisterRequest, Registered, Report, ReportRequest},
 };
@@ -16,6 +16,9 @@ use crate::{config::Config, vm::Vms};
 
 /// Pause between attempts to register or report: vm-lifecycle may start later, or be away.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// How long the guest of a VM the lab does not know has to power itself off, in milliseconds.
+const ORPHAN_GRACE_MS: u64 = 10_000;
 
 /// This agent as the lab knows it.
 #[derive(Clone)]
@@ -44,6 +47,7 @@ impl Registration {
                 vmm: self.vmm.to_owned(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 vms: self.vms.observations(),
+                kernels: self.kernels().await,
             };
             match self.bus.call::<Register>(&request).await {
                 Ok(registered) => {
@@ -60,16 +64,26 @@ impl Registration {
         }
     }
 
-    /// Removes VMs the lab has no row of.
-    pub async fn remove_orphans(&self, registered: &Registered) {
+    /// The kernels that are there now: an operator may add one at any time.
+    async fn kernels(&self) -> Vec<KernelName> {
+        let vms = self.vms.clone();
+        let looked = tokio::task::spawn_blocking(move || vms.deps().kernels.names());
+        looked.await.inspect_err(|error| tracing::error!(%error, "the kernels were not looked at")).unwrap_or_default()
+    }
+
+    /// Stops VMs the lab has no row of, as their names and addresses may be others' by now. Their disks are kept: a database that
+    /// was brought back from a backup knows nothing of newer VMs, and somebody may want what is on them.
+    pub async fn quarantine(&self, registered: &Registered) {
         let observations = self.vms.observations();
+        self.vms.set_orphans(registered.orphans.iter().copied().collect());
         for vm in &registered.orphans {
-            let epoch = observations.iter().find(|seen| seen.vm == *vm).map_or(0, |seen| seen.epoch);
-            tracing::warn!(vm.id = %vm, "a VM the lab does not know is removed");
-            // The agent removes in its own name, under the epoch it has seen.
-            let fence = Fence { operation: OperationId::new(), epoch };
-            if let Err(error) = self.vms.remove(VmCommand { fence, vm: *vm, wait_ms: 0 }).await {
-                tracing::error!(vm.id = %vm, %error, "an orphan cannot be removed");
+            let Some(seen) = observations.iter().find(|seen| seen.vm == *vm && seen.pid.is_some()) else { continue };
+            tracing::error!(vm.id = %vm, "a VM the lab does not know is stopped; `warren doctor --leaks` shows it");
+            // The agent stops in its own name, under the epoch it has seen.
+            let fence = Fence { operation: OperationId::new(), epoch: seen.epoch };
+            let request = StopRequest { fence, vm: *vm, grace_ms: ORPHAN_GRACE_MS, wait_ms: 0 };
+            if let Err(error) = self.vms.stop(request).await {
+                tracing::error!(vm.id = %vm, %error, "an orphan cannot be stopped");
             }
         }
     }
@@ -83,11 +97,12 @@ impl Registration {
                 host: self.config.host.clone(),
                 incarnation: self.incarnation,
                 capacity: self.config.capacity(),
+                kernels: Some(self.kernels().await),
             };
             match self.bus.call::<Heartbeat>(&request).await {
                 Ok(reply) if reply.register => {
                     let registered = self.register().await;
-                    self.remove_orphans(&registered).await;
+                    self.quarantine(&registered).await;
                 }
                 Ok(_) => {}
                 Err(error) if error.code == ErrorCode::Aborted => {

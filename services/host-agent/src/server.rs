@@ -13,10 +13,11 @@ use crate::{
     capability::Capabilities,
     cgroup::Cgroups,
     config::Config,
+    disk::Driver,
     handlers,
     handles::VmDirs,
     image::{ImageOptions, ImageStore, Limits},
-    kernel,
+    kernel::{self, Kernels},
     net::Lab,
     registration::Registration,
     usage::Meter,
@@ -57,7 +58,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     })
     .await?
     .context("the lab's network cannot be made")?;
-    registration.remove_orphans(&registered).await;
+    registration.quarantine(&registered).await;
     let service = serve(&bus, &config.host, &vms).await?;
     let background = [
         tokio::spawn(registration.clone().beat()),
@@ -81,7 +82,7 @@ fn prepare(
 ) -> anyhow::Result<(Deps, &'static str)> {
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("the state directory {} cannot be made", config.state_dir.display()))?;
-    let boot = kernel::prepare(&config.state_dir, &config.kernel, &config.modules, &config.guest_agent)
+    let boot = kernel::prepare(&config.state_dir, &config.kernel, Some(&config.modules), &config.guest_agent)
         .context("the guests' kernel cannot be prepared")?;
     let qemu = Qemu::new(probe::kvm_works(config.acceleration, &config.state_dir, &boot));
     tracing::info!(vmm = qemu.name(), kernel = %boot.release, "guests run under this");
@@ -102,8 +103,9 @@ fn prepare(
         capabilities: Capabilities::new(&lab, &config.state_dir, config.publish_address),
         cgroups: Cgroups::open(&config.host),
         lab,
+        disks: Driver::choose(&config.state_dir, config.disk, qemu.name(), qemu.reads_qcow2())?,
         vmm: Box::new(qemu),
-        boot,
+        kernels: Kernels::new(boot, &config.state_dir, config.kernels.as_deref(), &config.guest_agent),
         reports,
     };
     Ok((deps, qemu.name()))
@@ -152,7 +154,7 @@ async fn serve_vms(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::
     command!(service, host, agent::VmProvision, vms, |vms, request| vms.provision(request).await);
     command!(service, host, agent::VmBoot, vms, |vms, request| vms.boot(request).await);
     command!(service, host, agent::VmAwaitReady, vms, |vms, request| vms.await_ready(request).await);
-    command!(service, host, agent::VmAdjust, vms, |vms, request| vms.adjust(request).await.map(empty));
+    command!(service, host, agent::VmAdjust, vms, |vms, request| vms.adjust(request).await);
     command!(service, host, agent::VmPause, vms, |vms, request| vms.pause(request, true).await);
     command!(service, host, agent::VmResume, vms, |vms, request| vms.pause(request, false).await);
     command!(service, host, agent::HostExamine, vms, |vms, request| Ok::<_, ApiError>(vms.examine(request).await));

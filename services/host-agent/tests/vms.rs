@@ -8,8 +8,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 use contract::{
     ApiError, ErrorCode, ImageId, MebiBytes, OperationId, VmId,
     agent::{
-        Fence, HostVmState, ProvisionRequest, PublishRequest, StageRequest, StageStatus, StopRequest, VmCommand,
-        VmObservation, VmSpec,
+        AdjustRequest, Adjusted, Fence, HostVmState, ProvisionRequest, PublishRequest, StageRequest, StageStatus,
+        StopRequest, VmCommand, VmObservation, VmSpec,
     },
     feature::Features,
     guest::Request,
@@ -18,14 +18,15 @@ use contract::{
 use host_agent::{
     capability::Capabilities,
     config::Uplink,
+    disk::{self, Driver},
     handles::VmDirs,
     image::{ImageOptions, ImageStore, Limits},
-    kernel::{self, BootFiles},
+    kernel::{self, BootFiles, Kernels},
     net::Lab,
     vm::{Deps, Vms},
     vmm::qemu::Qemu,
 };
-use tokio::sync::mpsc;
+use tokio::{io::AsyncReadExt, sync::mpsc};
 
 const BOUND: Duration = Duration::from_secs(120);
 
@@ -35,6 +36,7 @@ struct Host {
     lab: Lab,
     image: ImageId,
     boot: BootFiles,
+    disk: disk::Wanted,
 }
 
 fn images(state: &Path) -> Arc<ImageStore> {
@@ -66,9 +68,9 @@ impl Host {
             making.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &[]).unwrap();
             let path = |name: &str| std::path::PathBuf::from(std::env::var_os(name).unwrap());
             let (kernel, modules) = (path("WARREN_KERNEL"), path("WARREN_KERNEL_MODULES"));
-            kernel::prepare(&state, &kernel, &modules, &path("WARREN_GUEST_AGENT")).unwrap()
+            kernel::prepare(&state, &kernel, Some(&modules), &path("WARREN_GUEST_AGENT")).unwrap()
         });
-        Some(Self { image, boot: boot.await.unwrap(), lab, dir })
+        Some(Self { image, boot: boot.await.unwrap(), disk: disk::Wanted::Auto, lab, dir })
     }
 
     /// An agent's part that has to do with VMs, which adopts what is there.
@@ -76,6 +78,7 @@ impl Host {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (reports, reported) = mpsc::unbounded_channel();
         let entered = runtime.enter();
+        let agent = std::path::PathBuf::from(std::env::var_os("WARREN_GUEST_AGENT").unwrap());
         let vms = Vms::new(Deps {
             dirs: VmDirs::open(self.dir.path()).unwrap(),
             state_dir: self.dir.path().to_owned(),
@@ -84,7 +87,13 @@ impl Host {
             cgroups: None,
             lab: self.lab.clone(),
             vmm: Box::new(Qemu::new(false)),
-            boot: self.boot.clone(),
+            disks: Driver::choose(self.dir.path(), self.disk, "qemu", true).unwrap(),
+            kernels: Kernels::new(
+                self.boot.clone(),
+                self.dir.path(),
+                Some(&self.dir.path().join("other-kernels")),
+                &agent,
+            ),
             reports,
         });
         vms.adopt().unwrap();
@@ -188,6 +197,27 @@ impl Agent {
 
     fn seen(&self, vm: VmId) -> Option<VmObservation> {
         self.vms.observations().into_iter().find(|seen| seen.vm == vm)
+    }
+
+    async fn adjust(&self, spec: &VmSpec, epoch: i64, disk: MebiBytes) -> Result<Adjusted, ApiError> {
+        let (name, cpus, memory) = (spec.name.clone(), spec.cpus, spec.memory);
+        let request = AdjustRequest { fence: fence(epoch), vm: spec.id, name, cpus, memory, disk, ports: None };
+        let vms = self.vms.clone();
+        self.on(async move { vms.adjust(request).await }).await
+    }
+
+    /// What a shell in the guest prints, amid the frames that carry it.
+    async fn shell(&self, vm: VmId, script: &str) -> String {
+        let (vms, argv) = (self.vms.clone(), ["sh", "-c", script].map(str::to_owned).to_vec());
+        self.on(async move {
+            let command = serde_json::from_value(serde_json::json!({ "argv": argv })).unwrap();
+            let (guest, _) = vms.guest(vm).unwrap();
+            let mut stream = guest.ask(&Request::Exec(command)).await.unwrap();
+            let mut output = Vec::new();
+            tokio::time::timeout(BOUND, stream.read_to_end(&mut output)).await.unwrap().unwrap();
+            String::from_utf8_lossy(&output).into_owned()
+        })
+        .await
     }
 
     /// Whether the guest answers over its channel.
@@ -321,4 +351,51 @@ async fn a_vm_whose_handles_are_damaged_keeps_its_disk_and_runs_on() {
     assert!(!host.vm_dir(vm).exists());
     assert_eq!(vmms(host.dir.path()), [0; 0]);
     assert_eq!(host.lab.taps().unwrap(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_disk_with_a_kernel_by_name_grows_under_its_guest() {
+    let Some(mut host) = Host::new("grow").await else { return };
+    host.disk = "copy".parse().unwrap();
+    let kernel = host.dir.path().join("other-kernels/6.1-copy");
+    std::fs::create_dir_all(kernel.join("boot")).unwrap();
+    std::fs::create_dir_all(kernel.join("lib/modules")).unwrap();
+    let from = |name: &str| std::path::PathBuf::from(std::env::var_os(name).unwrap());
+    std::fs::copy(from("WARREN_KERNEL"), kernel.join("boot/vmlinuz-6.1")).unwrap();
+    let modules = from("WARREN_KERNEL_MODULES");
+    std::os::unix::fs::symlink(&modules, kernel.join("lib/modules").join(modules.file_name().unwrap())).unwrap();
+
+    let agent = host.agent();
+    let mut spec = host.spec(2);
+    let vm = spec.id;
+    spec.features.kernel = Some("6.12".parse().unwrap());
+    let refused = agent.provision(&spec, 1).await.unwrap_err();
+    assert!(refused.message.contains("no kernel 6.12") && refused.hint.unwrap().contains("6.1-copy"));
+    spec.features.kernel = Some("6.1-copy".parse().unwrap());
+    agent.provision(&spec, 1).await.unwrap();
+    agent.boot(vm, 1).await.unwrap();
+    agent.ready(vm, 1).await;
+    let disk = host.vm_dir(vm).join("root.img");
+    assert!(disk.exists(), "a copy is a raw disk");
+
+    let adjusted = agent.adjust(&spec, 2, MebiBytes(640)).await.unwrap();
+    assert_eq!(adjusted, Adjusted { disk: Some(MebiBytes(640)), warnings: vec![] });
+    assert_eq!(std::fs::metadata(&disk).unwrap().len(), 640 << 20);
+    // `df -k` prints a line with the filesystem's size in KiB, a little less than the disk's.
+    let seen = agent.shell(vm, "set -- $(df -k / | tail -n 1); echo size=$2=").await;
+    let kib: u64 = seen.split("size=").nth(1).unwrap().split('=').next().unwrap().parse().unwrap();
+    assert!(kib > 560 << 10, "{seen}");
+    agent.shell(vm, "dd if=/dev/zero of=/fill bs=1M count=300 && sync").await;
+
+    // Asked for less, as when the change is taken back: it stays as large as it is, also when the VM starts again.
+    let adjusted = agent.adjust(&spec, 3, MebiBytes(128)).await.unwrap();
+    assert_eq!(adjusted.disk, Some(MebiBytes(640)));
+    agent.stop(vm, 4, 10_000).await.unwrap();
+    // A disk that is not in use is grown by the next start.
+    assert_eq!(agent.adjust(&spec, 5, MebiBytes(700)).await.unwrap().disk, Some(MebiBytes(700)));
+    agent.boot(vm, 6).await.unwrap();
+    agent.ready(vm, 6).await;
+    assert_eq!(std::fs::metadata(&disk).unwrap().len(), 700 << 20);
+    assert!(agent.shell(vm, "ls -s /fill").await.contains("/fill"), "what was written is there");
+    agent.remove(vm, 7).await.unwrap();
 }

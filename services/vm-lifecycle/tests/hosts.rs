@@ -45,7 +45,7 @@ async fn the_newest_incarnation_speaks_for_a_host() {
     let old = agent.incarnation();
     let beat = async |host: &str, incarnation: Uuid| {
         let capacity = roomy();
-        let request = HeartbeatRequest { host: host.parse().unwrap(), incarnation, capacity };
+        let request = HeartbeatRequest { host: host.parse().unwrap(), incarnation, capacity, kernels: None };
         lab.bus.call::<host::Heartbeat>(&request).await
     };
     assert!(!beat("h1", old).await.unwrap().register);

@@ -178,7 +178,7 @@ pub struct VmCommand {
     pub wait_ms: u64,
 }
 
-/// Changes what a VM is to be from its next start on.
+/// Changes what a VM is to be: at once what can be, such as ports and a larger disk, the rest from its next start on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdjustRequest {
@@ -197,6 +197,17 @@ pub struct AdjustRequest {
     /// Ports of the host that lead into it; these change at once. Left out by services that know of none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<PublishedPort>>,
+}
+
+/// A changed VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Adjusted {
+    /// The size of its disk now: never less than it was, as a disk only grows. Left out by agents that know of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<MebiBytes>,
+    /// What did not take effect at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Stops a VM.
@@ -302,8 +313,8 @@ agent_verbs! {
     VmBoot = "vm.boot", deadline::AGENT, VmCommand => VmObservation;
     /// Waits for a VM's guest to be ready, or to fail.
     VmAwaitReady = "vm.await_ready", deadline::AGENT, VmCommand => VmObservation;
-    /// Changes what a VM is to be from its next start on.
-    VmAdjust = "vm.adjust", deadline::AGENT, AdjustRequest => Empty;
+    /// Changes what a VM is to be.
+    VmAdjust = "vm.adjust", deadline::AGENT, AdjustRequest => Adjusted;
     /// Pauses a running VM's guest.
     VmPause = "vm.pause", deadline::AGENT, VmCommand => VmObservation;
     /// Resumes a paused one, and sets its clock.

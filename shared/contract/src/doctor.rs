@@ -132,6 +132,9 @@ pub struct Findings {
     pub checks: Vec<Check>,
     /// The leaks.
     pub leaks: Vec<Leak>,
+    /// The host's clock when it was done, Unix time in milliseconds. Left out by agents that know of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ms: Option<u64>,
 }
 
 /// Examines hosts.

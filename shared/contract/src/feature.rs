@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{name::VmName, size::MebiBytes};
+use crate::{
+    name::{KernelName, VmName},
+    size::MebiBytes,
+};
 
 /// How many ports one VM may publish.
 pub const PORTS_MAX: usize = 64;
@@ -188,6 +191,9 @@ pub struct Features {
     /// In place of the image's command, for images without an init.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
+    /// The kernel it boots, by its name on the host; left out, the host's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelName>,
     /// More kernel arguments.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kernel_args: String,

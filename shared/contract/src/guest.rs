@@ -37,6 +37,8 @@ pub enum Request {
     Ssh,
     /// Sets the guest's clock to this Unix time in nanoseconds.
     Clock(i64),
+    /// The disk of the root filesystem has so many bytes now: grows the filesystem to it.
+    Grow(u64),
     /// Powers the guest off; answered before it begins.
     PowerOff,
 }

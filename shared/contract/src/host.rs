@@ -12,6 +12,7 @@ use crate::{
     agent::VmObservation,
     deadline,
     id::{HostId, VmId},
+    name::KernelName,
     size::MebiBytes,
     verb::verbs,
 };
@@ -44,6 +45,9 @@ pub struct RegisterRequest {
     pub version: String,
     /// Every VM the agent has a directory of.
     pub vms: Vec<VmObservation>,
+    /// The kernels VMs may ask for by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<KernelName>,
 }
 
 /// What the host is to be in this lab.
@@ -56,7 +60,7 @@ pub struct Registered {
     pub gateway: Ipv4Addr,
     /// The lab's DNS domain.
     pub domain: String,
-    /// Directories the lab has no row of: to be removed by the agent.
+    /// VMs with a directory that the lab has no row of: to be stopped by the agent.
     pub orphans: Vec<VmId>,
 }
 
@@ -70,6 +74,9 @@ pub struct HeartbeatRequest {
     pub incarnation: Uuid,
     /// What it offers now.
     pub capacity: Capacity,
+    /// The kernels VMs may ask for by name; left out by agents that know of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Vec<KernelName>>,
 }
 
 /// Answers a heartbeat.
@@ -119,6 +126,9 @@ pub struct Host {
     pub vmm: String,
     /// Its agent's version.
     pub version: String,
+    /// The kernels VMs may ask for by name.
+    #[serde(default)]
+    pub kernels: Vec<KernelName>,
     /// How many VMs it has.
     pub vms: u32,
     /// When it was heard of last.

@@ -32,6 +32,6 @@ pub mod workspace;
 pub use error::{ApiError, ErrorCode};
 pub use id::{HostId, ImageId, OperationId, SessionId, VmId};
 pub use label::{LabelKey, LabelSelector, LabelValue, Labels};
-pub use name::{ImageName, VmName};
+pub use name::{ImageName, KernelName, VmName};
 pub use size::MebiBytes;
 pub use verb::{AgentVerb, Verb};

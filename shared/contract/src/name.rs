@@ -42,18 +42,26 @@ fn vm_name(text: &str) -> Result<String, NameError> {
 }
 
 fn image_name(text: &str) -> Result<String, NameError> {
-    const WHAT: &str = "image name";
+    dotted(text, "image name")
+}
+
+fn kernel_name(text: &str) -> Result<String, NameError> {
+    dotted(text, "kernel name")
+}
+
+/// Parses what is like a DNS label but may hold dots and underscores, as versions do.
+fn dotted(text: &str, what: &'static str) -> Result<String, NameError> {
     if text.is_empty() || text.len() > 63 {
-        return Err(refuse(WHAT, text, "must have 1 to 63 characters"));
+        return Err(refuse(what, text, "must have 1 to 63 characters"));
     }
     if !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.')) {
-        return Err(refuse(WHAT, text, "may only hold a-z, 0-9, '-', '_' and '.'"));
+        return Err(refuse(what, text, "may only hold a-z, 0-9, '-', '_' and '.'"));
     }
     if !text.as_bytes()[0].is_ascii_alphanumeric() {
-        return Err(refuse(WHAT, text, "must begin with a letter or digit"));
+        return Err(refuse(what, text, "must begin with a letter or digit"));
     }
     if uuid::Uuid::parse_str(text).is_ok() {
-        return Err(refuse(WHAT, text, "must not look like an id"));
+        return Err(refuse(what, text, "must not look like an id"));
     }
     Ok(text.to_owned())
 }
@@ -107,6 +115,12 @@ name!(
     /// reference is told from a name.
     ImageName,
     image_name,
+    r"^[a-z0-9][a-z0-9._-]{0,62}$"
+);
+name!(
+    /// The name of a kernel on a host.
+    KernelName,
+    kernel_name,
     r"^[a-z0-9][a-z0-9._-]{0,62}$"
 );
 

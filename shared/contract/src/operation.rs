@@ -230,4 +230,14 @@ pub struct VmResult {
     pub vm_id: VmId,
     /// Its name.
     pub name: crate::name::VmName,
+    /// What did not take effect at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl VmResult {
+    /// Everything took effect.
+    pub fn of(vm_id: VmId, name: crate::name::VmName) -> Self {
+        Self { vm_id, name, warnings: Vec::new() }
+    }
 }

@@ -206,6 +206,11 @@ impl Lab {
         self.children.get_mut(name).is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
+    /// The process id of one that was started.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.children.get(name).map(std::process::Child::id)
+    }
+
     /// Runs the CLI against this lab.
     pub async fn warren(&self, args: &[&str]) -> Output {
         self.command(args).await

@@ -65,6 +65,9 @@ pub struct FeatureArgs {
     /// In place of the image's command, for images without an init; arguments are separated by spaces
     #[arg(long, value_name = "COMMAND")]
     pub cmd: Option<String>,
+    /// The kernel to boot, by its name on the host (else the host's own)
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
     /// More kernel arguments
     #[arg(long, value_name = "ARGS", allow_hyphen_values = true)]
     pub kernel_args: Option<String>,

@@ -29,7 +29,7 @@ pub async fn run(global: &Global, format: Format, args: DoctorArgs) -> Result<Ou
             host.findings.checks.clear();
         }
     }
-    match format {
+    match if args.json { Format::Json } else { format } {
         Format::Json => output::json(&reply)?,
         Format::Table => show(&reply)?,
     }

@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use testkit::lab::{Lab, LabOptions, missing_for_vms};
+use testkit::{
+    image::Layer,
+    lab::{Lab, LabOptions, missing_for_vms},
+};
 
 /// A lab, or nothing (said so) where no VM can be booted.
 pub async fn lab_or_skip(options: LabOptions) -> Option<Lab> {
@@ -22,15 +25,16 @@ pub fn busybox_layout(dir: &Path) -> String {
     path.display().to_string()
 }
 
-/// An OCI layout in `dir` of the Debian tree with systemd that deploy/check makes, or nothing (said so).
-pub fn debian_layout(dir: &Path) -> Option<PathBuf> {
+/// An OCI layout in `dir` of the Debian tree with systemd that deploy/check makes, with one more layer; or nothing (said so).
+pub fn debian_layout(dir: &Path, more: Option<Layer>) -> Option<PathBuf> {
     let Some(tar) = std::env::var_os("WARREN_TEST_DEBIAN_TAR") else {
         println!("skipped: WARREN_TEST_DEBIAN_TAR is not set (deploy/check sets it)");
         return None;
     };
     let path = dir.join("debian-layout");
-    let layer = testkit::image::Layer::from_tar(Path::new(&tar)).expect("the tree is a tar archive");
-    testkit::image::Layout::new(vec![layer]).write(&path).expect("the layout is written");
+    let layer = Layer::from_tar(Path::new(&tar)).expect("the tree is a tar archive");
+    let layers = std::iter::once(layer).chain(more).collect();
+    testkit::image::Layout::new(layers).write(&path).expect("the layout is written");
     Some(path)
 }
 

@@ -13,7 +13,7 @@ use nix::{
 use tokio::io::AsyncWriteExt;
 
 use super::{MuxStream, Shared};
-use crate::{exec, power};
+use crate::{boot, exec, power};
 
 /// How long a host may take to send its request.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
@@ -32,6 +32,7 @@ pub async fn answer(mut stream: MuxStream, shared: &Arc<Shared>) {
         Request::Ping => finish(stream, Reply::Ok).await,
         Request::Ready => ready(stream, shared).await,
         Request::Clock(nanoseconds) => finish(stream, set_clock(nanoseconds)).await,
+        Request::Grow(bytes) => finish(stream, grow(bytes).await).await,
         Request::Exec(command) => exec::serve(stream, &command, shared).await,
         Request::Ssh => match &shared.ssh {
             Some(server) => {
@@ -70,6 +71,16 @@ async fn ready(stream: MuxStream, shared: &Shared) {
         () = stream.closed() => return,
     };
     finish(stream, reply).await;
+}
+
+/// Grows the root filesystem in a thread of its own: a large one takes seconds.
+async fn grow(bytes: u64) -> Reply {
+    let grown = tokio::task::spawn_blocking(move || boot::grow_root(bytes)).await;
+    match grown {
+        Ok(Ok(())) => Reply::Ok,
+        Ok(Err(error)) => Reply::Error(ApiError::internal(boot::chain(&error))),
+        Err(error) => Reply::Error(ApiError::internal(format!("growing the root filesystem failed: {error}"))),
+    }
 }
 
 fn set_clock(nanoseconds: i64) -> Reply {

@@ -23,6 +23,25 @@ pub fn mount(disk: &DiskMount, wait: Duration) -> Result<(), BootError> {
     root::grow(&device, Path::new(&disk.path))
 }
 
+/// A disk, once the kernel knows it to have so many bytes (`size` of sysfs counts sectors of 512).
+pub fn larger(block: &Path, serial: &str, bytes: u64, wait: Duration) -> Result<PathBuf, BootError> {
+    let deadline = Instant::now() + wait;
+    let device = find(block, serial, wait)?;
+    let size = block.join(device.file_name().unwrap_or_default()).join("size");
+    loop {
+        let sectors = fs::read_to_string(&size).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let has = sectors.unwrap_or_default().saturating_mul(512);
+        if has >= bytes {
+            return Ok(device);
+        }
+        if Instant::now() > deadline {
+            let short = std::io::Error::other(format!("it has {has} bytes"));
+            return Err(short).during(format_args!("see {bytes} bytes of the disk {serial}"));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
 fn find(block: &Path, serial: &str, wait: Duration) -> Result<PathBuf, BootError> {
     let deadline = Instant::now() + wait;
     loop {
@@ -50,6 +69,10 @@ mod tests {
             fs::write(block.path().join(disk).join("serial"), serial).unwrap();
         }
         assert_eq!(find(block.path(), "work", Duration::ZERO).unwrap(), Path::new("/dev/vdc"));
+        fs::write(block.path().join("vdc/size"), "4096\n").unwrap();
+        let larger = |bytes| larger(block.path(), "work", bytes, Duration::ZERO);
+        assert_eq!(larger(2 << 20).unwrap(), Path::new("/dev/vdc"));
+        assert!(larger(4 << 20).unwrap_err().to_string().contains("4194304 bytes"));
         assert!(find(block.path(), "home", Duration::ZERO).unwrap_err().to_string().contains("home"));
     }
 }

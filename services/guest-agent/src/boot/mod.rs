@@ -13,7 +13,7 @@ mod root;
 
 use std::{fmt::Display, path::Path, time::Duration};
 
-use contract::config_drive::Settings;
+use contract::config_drive::{ROOT_SERIAL, Settings};
 
 pub use init::Init;
 
@@ -79,6 +79,18 @@ pub fn boot() -> Result<Booted, BootError> {
         tracing::warn!("{warning}");
     }
     Ok(Booted { settings: disks.settings, init, warnings })
+}
+
+/// How long the kernel may take to see that a disk has become larger.
+const LARGER_WAIT: Duration = Duration::from_secs(5);
+
+/// Grows the root filesystem, which is in use, once its disk has so many bytes.
+///
+/// # Errors
+/// The disk stays smaller, or the filesystem cannot grow.
+pub fn grow_root(bytes: u64) -> Result<(), BootError> {
+    let device = disks::larger(Path::new("/sys/block"), ROOT_SERIAL, bytes, LARGER_WAIT)?;
+    root::grow(&device, Path::new("/"))
 }
 
 fn warn<T, E: std::error::Error>(warnings: &mut Vec<String>, what: impl Display, outcome: Result<T, E>) {

@@ -1,55 +1,23 @@
 //! Disks: a VM's root is a copy-on-write clone of its image's root filesystem, grown to the size asked for. The image is
 //! never written.
 
+mod driver;
 mod qcow2;
+mod sparse;
 
-use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::fd::AsRawFd,
-    path::Path,
-};
+use std::{fs::OpenOptions, io, path::Path};
 
 use contract::{ApiError, MebiBytes};
 
+pub use driver::{Driver, DriverError, Wanted};
+
 use crate::handles::DiskHandle;
-
-nix::ioctl_write_int_bad!(
-    /// `FICLONE` (ioctl_ficlonerange(2)): shares all blocks of another file.
-    ficlone,
-    0x4004_9409
-);
-
-/// The disk a VM will have on this filesystem: a reflink copy where it can share blocks (XFS, btrfs), else a
-/// qcow2 overlay.
-pub fn choose(state_dir: &Path) -> DiskHandle {
-    if shares_blocks(state_dir) {
-        DiskHandle { file: "root.img".to_owned(), format: "raw".to_owned() }
-    } else {
-        DiskHandle { file: "root.qcow2".to_owned(), format: "qcow2".to_owned() }
-    }
-}
-
-fn shares_blocks(dir: &Path) -> bool {
-    let clone = || -> io::Result<()> {
-        let from = tempfile::tempfile_in(dir)?;
-        let to = tempfile::tempfile_in(dir)?;
-        reflink(&from, &to)
-    };
-    clone().is_ok()
-}
-
-fn reflink(from: &File, to: &File) -> io::Result<()> {
-    // SAFETY: both descriptors are open files of ours, and FICLONE takes a descriptor as its argument.
-    unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd()) }?;
-    Ok(())
-}
 
 /// Makes the clone in `dir`; what an interrupted attempt left is made anew.
 ///
 /// # Errors
 /// `invalid_argument` when the size is below the image's; `resource_exhausted` when the disk is full.
-pub fn clone(image: &Path, dir: &Path, disk: &DiskHandle, size: MebiBytes) -> Result<(), ApiError> {
+pub fn clone(driver: Driver, image: &Path, dir: &Path, disk: &DiskHandle, size: MebiBytes) -> Result<(), ApiError> {
     let smallest = MebiBytes::holding(std::fs::metadata(image).map_err(|error| failed(image, &error))?.len());
     if size < smallest {
         return Err(ApiError::invalid_argument(format!(
@@ -58,11 +26,20 @@ pub fn clone(image: &Path, dir: &Path, disk: &DiskHandle, size: MebiBytes) -> Re
         .hint(format!("ask for {smallest} or more")));
     }
     let path = dir.join(&disk.file);
-    let made = match disk.format.as_str() {
-        "raw" => raw(image, &path, size),
-        _ => qcow2::create(image, &path, size.bytes()),
+    driver.clone_image(image, &path, disk, size).map_err(|error| failed(&path, &error))
+}
+
+/// The size of a disk as its guest sees it.
+///
+/// # Errors
+/// It is not there, or not what it should be.
+pub fn size(dir: &Path, disk: &DiskHandle) -> Result<MebiBytes, ApiError> {
+    let path = dir.join(&disk.file);
+    let bytes = match disk.format.as_str() {
+        "raw" => std::fs::metadata(&path).map(|metadata| metadata.len()),
+        _ => qcow2::size(&path),
     };
-    made.map_err(|error| failed(&path, &error))
+    bytes.map(MebiBytes::holding).map_err(|error| failed(&path, &error))
 }
 
 /// Grows a disk that is not in use to a size; one that is as large already stays.
@@ -79,12 +56,6 @@ pub fn grow(dir: &Path, disk: &DiskHandle, size: MebiBytes) -> Result<(), ApiErr
         _ => qcow2::grow(&path, size.bytes()),
     };
     grown.map_err(|error| failed(&path, &error))
-}
-
-fn raw(image: &Path, path: &Path, size: MebiBytes) -> io::Result<()> {
-    let to = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-    reflink(&File::open(image)?, &to)?;
-    to.set_len(size.bytes())
 }
 
 fn failed(path: &Path, error: &io::Error) -> ApiError {

@@ -1,6 +1,7 @@
 //! The guests' kernel and initramfs, made once for each (kernel, modules, guest-agent) and kept.
 
 mod bzimage;
+mod catalog;
 mod initramfs;
 
 use std::{
@@ -8,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use catalog::Kernels;
 use sha2::{Digest, Sha256};
 
 use crate::files;
@@ -57,15 +59,21 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> KernelError {
     move |source| KernelError::File { path, source }
 }
 
-/// Makes the boot files, or finds those made earlier. Several agents may do so at once. Blocking.
+/// Makes the boot files, or finds those made earlier; a kernel without modules has its drivers built in. Several agents may
+/// do so at once. Blocking.
 ///
 /// # Errors
 /// A file is missing or not what it should be, or the disk is full.
-pub fn prepare(state_dir: &Path, kernel: &Path, modules: &Path, guest_agent: &Path) -> Result<BootFiles, KernelError> {
+pub fn prepare(
+    state_dir: &Path,
+    kernel: &Path,
+    modules: Option<&Path>,
+    guest_agent: &Path,
+) -> Result<BootFiles, KernelError> {
     let read = |path: &Path| fs::read(path).map_err(file_error(path));
     let (image, agent) = (read(kernel)?, read(guest_agent)?);
-    let modules_found = initramfs::modules(modules)?;
-    let release = modules.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let modules_found = modules.map(initramfs::modules).transpose()?.unwrap_or_default();
+    let release = modules.unwrap_or(kernel).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut hasher = Sha256::new();
     for part in [&image[..], &agent, release.as_bytes(), &[FORMAT]] {
         hasher.update((part.len() as u64).to_be_bytes());
@@ -113,10 +121,10 @@ mod tests {
             return;
         };
         let state = tempfile::tempdir().unwrap();
-        let files = prepare(state.path(), &kernel, &modules, &agent).unwrap();
+        let files = prepare(state.path(), &kernel, Some(&modules), &agent).unwrap();
         assert_eq!(fs::read(&files.vmlinux).unwrap()[..4], *b"\x7fELF");
         assert_eq!(fs::read(&files.initramfs).unwrap()[..6], *b"070701");
-        let again = prepare(state.path(), &kernel, &modules, &agent).unwrap();
+        let again = prepare(state.path(), &kernel, Some(&modules), &agent).unwrap();
         assert_eq!(again.vmlinux, files.vmlinux);
         assert_eq!(fs::read_dir(state.path().join("kernels")).unwrap().count(), 1, "nothing is left beside it");
     }

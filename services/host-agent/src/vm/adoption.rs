@@ -27,7 +27,7 @@ impl Vms {
                     continue;
                 }
             };
-            let process = handles.vmm.as_ref().and_then(|vmm| {
+            let process = handles.vmm.as_ref().filter(|vmm| !vmm.is_of_another_boot()).and_then(|vmm| {
                 vmm.process.and_then(|identity| Process::adopt(identity, vm)).or_else(|| Process::find(vm))
             });
             if let (Some(process), Some(vmm)) = (&process, &mut handles.vmm) {

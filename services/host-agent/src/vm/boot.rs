@@ -37,14 +37,7 @@ impl Owner {
         };
         let boot = now_ms();
         handles.ended = None;
-        handles.vmm = Some(VmmHandle {
-            process: None,
-            spawned_at_ms: boot,
-            stop_wanted: false,
-            paused: false,
-            guest: None,
-            base: Base::default(),
-        });
+        handles.vmm = Some(VmmHandle::new(boot));
         let known = handles.clone();
         self.save()?;
         runtime::fault::point("agent/vm.boot/before-spawn");
@@ -108,13 +101,14 @@ fn spawn(deps: &Deps, dir: &Path, handles: &Handles) -> Result<(Process, Base), 
     if let Some(process) = Process::find(handles.spec.id) {
         return Ok((process, handles.vmm.as_ref().map(|vmm| vmm.base).unwrap_or_default()));
     }
+    let kernel = deps.kernels.get(handles.spec.features.kernel.as_ref())?;
     let mut launch = Launch {
         spec: handles.spec.clone(),
         dir: dir.to_owned(),
         disk: handles.disk.clone(),
         backing: (handles.disk.format == "qcow2").then(|| deps.images.rootfs(handles.spec.image)).transpose()?,
-        vmlinux: deps.boot.vmlinux.clone(),
-        initramfs: deps.boot.initramfs.clone(),
+        vmlinux: kernel.vmlinux,
+        initramfs: kernel.initramfs,
         data_disks: Vec::new(),
     };
     let site = Site { spec: &handles.spec, dir, tap: &handles.tap };

@@ -26,10 +26,13 @@ pub(super) fn judge(exit: Exit, stop_wanted: bool, was_ready: bool, tail: String
     let reason = match exit {
         _ if panicked => "the guest's kernel panicked".to_owned(),
         Exit::Code(0) if was_ready => return clean("the guest powered off"),
-        Exit::Unknown if powered_down => return clean("the guest powered off while the host-agent was away"),
+        Exit::Unknown | Exit::HostRestarted if powered_down => {
+            return clean("the guest powered off while the host-agent was away");
+        }
         Exit::Code(0) => "the guest ended before it was ready".to_owned(),
         Exit::Code(code) => format!("the VMM ended with exit code {code}"),
         Exit::Signal(signal) => format!("the VMM was ended by signal {signal}"),
+        Exit::HostRestarted => "the host was restarted".to_owned(),
         Exit::Unknown => "the VMM ended while the host-agent was away".to_owned(),
     };
     Ended { clean: false, reason, console_tail: Some(tail) }

@@ -1,8 +1,10 @@
 //! VMs on this host. One task owns each ([`owner`]); everybody else sends it messages and watches what it
 //! shows.
 
+mod adjust;
 mod adoption;
 mod boot;
+mod checks;
 pub mod console;
 mod ending;
 mod owner;
@@ -11,7 +13,7 @@ mod provision;
 pub mod reconcile;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -20,8 +22,8 @@ use std::{
 use contract::{
     ApiError, VmId,
     agent::{
-        AdjustRequest, DiskCommand, Fence, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmCommand,
-        VmObservation,
+        AdjustRequest, Adjusted, DiskCommand, Fence, HostVmState, ProvisionRequest, Provisioned, StopRequest,
+        VmCommand, VmObservation,
     },
     feature::DataDisk,
 };
@@ -30,10 +32,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     capability::{Capabilities, DataDisks},
     cgroup::Cgroups,
+    disk::Driver,
     guest::Guest,
     handles::{Found, VmDirs},
     image::ImageStore,
-    kernel::BootFiles,
+    kernel::Kernels,
     net::Lab,
     usage::Subject,
     vmm::Vmm,
@@ -60,8 +63,10 @@ pub struct Deps {
     pub cgroups: Option<Cgroups>,
     /// The VMM driver.
     pub vmm: Box<dyn Vmm>,
-    /// The guests' kernel and initramfs.
-    pub boot: BootFiles,
+    /// The kernels guests boot.
+    pub kernels: Kernels,
+    /// How VMs' root disks are made.
+    pub disks: Driver,
     /// Where VMs that changed by themselves are reported.
     pub reports: mpsc::UnboundedSender<VmObservation>,
 }
@@ -70,7 +75,7 @@ pub struct Deps {
 enum Command {
     Provision(Box<ProvisionRequest>, oneshot::Sender<Result<Provisioned, ApiError>>),
     Boot(Fence, oneshot::Sender<Result<(), ApiError>>),
-    Adjust(Box<AdjustRequest>, oneshot::Sender<Result<(), ApiError>>),
+    Adjust(Box<AdjustRequest>, oneshot::Sender<Result<Adjusted, ApiError>>),
     /// Pauses the guest, or resumes it.
     Pause(Fence, bool, oneshot::Sender<Result<(), ApiError>>),
     /// Only checks the fence, for commands that then watch.
@@ -94,16 +99,28 @@ pub struct Vms {
     deps: Arc<Deps>,
     /// Held for map operations only, never across I/O.
     tasks: Mutex<HashMap<VmId, Handle>>,
+    /// VMs the lab has no row of, as it said last. Held for set operations only.
+    orphans: Mutex<HashSet<VmId>>,
 }
 
 impl Vms {
     /// No VMs yet; [`Vms::adopt`] finds those that are there.
     pub fn new(deps: Deps) -> Arc<Self> {
-        Arc::new(Self { deps: Arc::new(deps), tasks: Mutex::default() })
+        Arc::new(Self { deps: Arc::new(deps), tasks: Mutex::default(), orphans: Mutex::default() })
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Handle>> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes which VMs the lab has no row of.
+    pub fn set_orphans(&self, orphans: HashSet<VmId>) {
+        *self.orphans.lock().unwrap_or_else(PoisonError::into_inner) = orphans;
+    }
+
+    /// The VMs the lab had no row of when the host registered.
+    fn orphans(&self) -> HashSet<VmId> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn known(&self, vm: VmId) -> Option<Handle> {
@@ -166,13 +183,13 @@ impl Vms {
         Ok(observe(handle, command.wait_ms, |state| state != HostVmState::Booting).await)
     }
 
-    /// Changes what a VM is to be from its next start on.
+    /// Changes what a VM is to be: at once what can be, the rest from its next start on.
     ///
     /// # Errors
-    /// A stale epoch, or a VM that is not provisioned.
-    pub async fn adjust(&self, request: AdjustRequest) -> Result<(), ApiError> {
+    /// A stale epoch, a VM that is not provisioned, a port that is taken, a VMM that does not answer.
+    pub async fn adjust(&self, request: AdjustRequest) -> Result<Adjusted, ApiError> {
         let vm = request.vm;
-        self.send(vm, |answer| Command::Adjust(Box::new(request.clone()), answer)).await.map(|((), _)| ())
+        self.send(vm, |answer| Command::Adjust(Box::new(request.clone()), answer)).await.map(|(adjusted, _)| adjusted)
     }
 
     /// Pauses a running VM's guest, or resumes it; a repeat is fine.

@@ -16,7 +16,7 @@ use std::{
 
 use contract::{
     ApiError, VmId,
-    agent::{AdjustRequest, Fence, HostVmState, VmObservation},
+    agent::{Fence, HostVmState, VmObservation},
     deadline,
     guest::GuestFacts,
 };
@@ -31,7 +31,7 @@ use crate::{
     capability::{Capabilities, Site},
     files::chain,
     guest::Guest,
-    handles::{Ended, Handles},
+    handles::{Ended, Handles, VmmHandle},
     usage::Subject,
     vmm::{
         names,
@@ -126,7 +126,11 @@ impl Owner {
                 owner.watch(process, boot, ready);
                 owner.assert_paused();
             }
-            (None, Some(_)) => owner.ended(Exit::Unknown),
+            (None, Some(_)) => {
+                let vmm = owner.handles.as_ref().and_then(|handles| handles.vmm.as_ref());
+                let restarted = vmm.is_some_and(VmmHandle::is_of_another_boot);
+                owner.ended(if restarted { Exit::HostRestarted } else { Exit::Unknown });
+            }
             (_, None) => {}
         }
         owner.show();
@@ -193,7 +197,7 @@ impl Owner {
                 self.show();
                 reply(answer, outcome);
             }
-            Command::Adjust(request, answer) => reply(answer, self.adjust(*request)),
+            Command::Adjust(request, answer) => reply(answer, self.adjust(*request).await),
             Command::Pause(fence, paused, answer) => {
                 let outcome = self.pause(fence, paused).await;
                 self.show();
@@ -299,26 +303,6 @@ impl Owner {
             // What was not saved is found again from the process table.
             tracing::error!(vm.id = %self.vm, %error, "a VM's handles are behind");
         }
-    }
-
-    /// Notes what the VM is to be; its next boot makes it so.
-    fn adjust(&mut self, request: AdjustRequest) -> Result<(), ApiError> {
-        self.admit(request.fence)?;
-        let Some(handles) = self.handles.as_mut().filter(|handles| handles.provisioned) else {
-            return Err(ApiError::failed_precondition(format!("the VM {} is not provisioned on this host", self.vm)));
-        };
-        let spec = &mut handles.spec;
-        (spec.name, spec.cpus, spec.memory, spec.disk) = (request.name, request.cpus, request.memory, request.disk);
-        if let Some(ports) = request.ports {
-            spec.features.ports = ports;
-        }
-        self.save()?;
-        if self.running.is_some() {
-            let mut outcome = Ok(());
-            self.with_site(|capabilities, site| outcome = capabilities.changed(site));
-            outcome?;
-        }
-        Ok(())
     }
 
     /// Ends the VMM and removes everything; the tombstone keeps a late command from bringing it back.

@@ -34,14 +34,16 @@ impl Owner {
             return Err(ApiError::aborted(format!("the VM {} was removed by this very claim", self.vm)));
         }
         let image = self.deps.images.rootfs(spec.image)?;
+        self.deps.kernels.check(spec.features.kernel.as_ref())?;
         self.deps.capabilities.validate(&spec)?;
         if self.handles.is_none() {
             self.handles = Some(Handles {
-                disk: disk::choose(&self.deps.state_dir),
+                disk: self.deps.disks.handle(),
                 tap: tap(self.vm),
                 spec: spec.clone(),
                 epoch: fence.epoch,
                 operation: fence.operation,
+                growing: false,
                 ssh_host_key: None,
                 provisioned: false,
                 vmm: None,
@@ -61,7 +63,7 @@ impl Owner {
         handles.spec = spec;
         let (known, deps, dir) = (handles.clone(), self.deps.clone(), self.deps.dirs.dir(self.vm));
         let made = tokio::task::spawn_blocking(move || {
-            disk::clone(&image, &dir, &known.disk, known.spec.disk)?;
+            disk::clone(deps.disks, &image, &dir, &known.disk, known.spec.disk)?;
             runtime::fault::point("agent/vm.provision/disk");
             let ssh_host_key = public_key(&dir)?;
             deps.capabilities.prepare(Site { spec: &known.spec, dir: &dir, tap: &known.tap })?;

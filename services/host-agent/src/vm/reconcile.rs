@@ -19,15 +19,13 @@ use contract::{
 };
 use nix::sys::signal::Signal;
 
-use super::Vms;
+use super::{Vms, checks};
 use crate::{files, vmm::process::Process};
 
 /// How often this host looks for what nobody owns.
 const EVERY: Duration = Duration::from_secs(60);
 /// Files younger than this may belong to a row that is just being written.
 const SETTLED: Duration = Duration::from_secs(60);
-/// Less free disk space than this is worth a warning, in bytes.
-const FREE_MIN: u64 = 2 << 30;
 
 /// Removes what nobody owns, for ever.
 pub async fn run(vms: Arc<Vms>) {
@@ -116,7 +114,7 @@ impl Vms {
         let looked = tokio::task::spawn_blocking(move || {
             let mut leaks = vms.strays(fix);
             leaks.extend(vms.files_without_rows(&rows));
-            (vms.checks(), leaks)
+            (checks::all(vms.deps()), leaks)
         });
         let (checks, mut leaks) = match looked.await {
             Ok(found) => found,
@@ -128,20 +126,27 @@ impl Vms {
             // The agent removes in its own name, under the epoch it has seen.
             let fence = Fence { operation: OperationId::new(), epoch };
             match self.remove(VmCommand { fence, vm, wait_ms: 0 }).await {
-                Ok(()) => leak.fixed = true,
+                Ok(()) => (leak.fixed, leak.why) = (true, None),
                 Err(error) => leak.why = Some(error.message),
             }
         }
-        Findings { checks, leaks }
+        Findings { checks, leaks, clock_ms: Some(super::owner::now_ms()) }
     }
 
     fn files_without_rows(&self, rows: &ExamineRequest) -> Vec<Leak> {
         let mut leaks = Vec::new();
-        for path in settled(&self.deps.state_dir.join("vms")) {
-            let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<VmId>().ok());
-            if let Some(vm) = id.filter(|vm| !rows.vms.contains(vm)) {
-                leaks.push(leak(LeakKind::Vm, vm.to_string()));
-            }
+        let id = |path: &Path| path.file_name()?.to_str()?.parse::<VmId>().ok();
+        let mut vms: HashSet<VmId> =
+            settled(&self.deps.state_dir.join("vms")).iter().filter_map(|path| id(path)).collect();
+        // The lab said so itself, however young their files are.
+        vms.extend(self.orphans().into_iter().filter(|vm| self.deps.dirs.dir(*vm).exists()));
+        for vm in vms.into_iter().filter(|vm| !rows.vms.contains(vm)) {
+            let mut found = leak(LeakKind::Vm, vm.to_string());
+            found.why = Some(format!(
+                "the lab has no row of it; look into {} before `--fix` removes it with its disk",
+                self.deps.dirs.dir(vm).display()
+            ));
+            leaks.push(found);
         }
         for path in settled(&self.deps.state_dir.join("disks")) {
             let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -163,57 +168,6 @@ impl Vms {
         }
         leaks
     }
-
-    fn checks(&self) -> Vec<Check> {
-        let deps = self.deps();
-        let mut checks = vec![accelerated(deps.vmm.name())];
-        if deps.vmm.needs_root() {
-            checks.push(
-                Check::warn("vmm user", "VMMs run as root, because only root may open /dev/kvm")
-                    .mend("give /dev/kvm to a group: chgrp kvm /dev/kvm; chmod 660 /dev/kvm"),
-            );
-        }
-        checks.push(match deps.cgroups.as_ref().map(|cgroups| cgroups.missing()) {
-            None => Check::warn("cgroups", "there is no cgroup v2: VMMs are not limited by one")
-                .mend("boot the machine with systemd.unified_cgroup_hierarchy=1"),
-            Some(missing) if missing.is_empty() => Check::pass("cgroups", "each VMM is limited by its control group"),
-            Some(missing) => {
-                Check::warn("cgroups", format!("cgroup v2 lacks {}: cgroup v1 holds them", missing.join(", ")))
-                    .mend("boot the machine with systemd.unified_cgroup_hierarchy=1")
-            }
-        });
-        checks.push(match files::free_bytes(&deps.state_dir) {
-            Ok(free) if free >= FREE_MIN => Check::pass("disk", format!("{} MiB are free", free >> 20)),
-            Ok(free) => {
-                Check::fail("disk", format!("only {} MiB are free in {}", free >> 20, deps.state_dir.display()))
-                    .mend("delete VMs or images, or give the state directory more room")
-            }
-            Err(error) => Check::fail("disk", format!("{} cannot be looked at: {error}", deps.state_dir.display())),
-        });
-        let damaged =
-            self.deps.dirs.all().map(|all| {
-                all.into_iter().filter(|(_, found)| matches!(found, crate::handles::Found::Damaged(_))).count()
-            });
-        match damaged {
-            Ok(0) => {}
-            Ok(count) => checks.push(
-                Check::fail("handles", format!("{count} VMs have handles that cannot be read"))
-                    .mend("mend their handles.json and restart the host-agent, or delete them"),
-            ),
-            Err(error) => checks.push(Check::fail("handles", format!("the VMs' directory cannot be read: {error}"))),
-        }
-        checks.extend(deps.capabilities.doctor());
-        checks
-    }
-}
-
-fn accelerated(vmm: &str) -> Check {
-    if vmm.ends_with("kvm") {
-        return Check::pass("kvm", format!("guests run under {vmm}"));
-    }
-    let why = if Path::new("/dev/kvm").exists() { "guests hang under KVM here" } else { "there is no /dev/kvm" };
-    Check::warn("kvm", format!("guests are emulated ({vmm}): {why}"))
-        .mend("switch virtualization on in the firmware, or nested virtualization in the hypervisor; load kvm-intel or kvm-amd")
 }
 
 /// What is in a directory, hidden ones left out, and has not been renamed or changed for a while.

@@ -92,8 +92,7 @@ impl Jail {
             groups: kvm_group().into_iter().collect(),
             files,
             cgroup,
-            // A qcow2 overlay is larger than what it holds by its tables.
-            file_size: largest + largest / 100 + FILE_SLACK,
+            file_size: file_size(largest) + FILE_SLACK,
         }
     }
 
@@ -126,6 +125,31 @@ impl Jail {
         }
         nix::sys::prctl::set_no_new_privs()?;
         Ok(())
+    }
+}
+
+/// The bytes of a file that holds a disk of so many: a qcow2 overlay is larger than what it holds by its tables.
+fn file_size(disk: u64) -> u64 {
+    disk + disk / 100
+}
+
+/// Lets a running VMM have a disk of so many bytes. Within [`FILE_SLACK`] of its largest it may anyway.
+///
+/// # Errors
+/// `PermissionDenied`: it has a lower limit, and this agent lacks CAP_SYS_RESOURCE, which prlimit(2) asks for.
+pub fn allow_disk(pid: u32, disk: u64) -> io::Result<()> {
+    let wanted = file_size(disk);
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let hard = limits.lines().find_map(|line| line.strip_prefix("Max file size")?.split_whitespace().nth(1));
+    if hard.is_some_and(|hard| hard == "unlimited" || hard.parse().is_ok_and(|hard: u64| hard >= wanted)) {
+        return Ok(());
+    }
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    let limit = libc::rlimit { rlim_cur: wanted + FILE_SLACK, rlim_max: wanted + FILE_SLACK };
+    // SAFETY: prlimit(2) reads `limit`, which lives until it returns, and is given nowhere to write the old one.
+    match unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -60,6 +60,8 @@ pub mod names {
     pub fn own(name: &'static str) -> &'static str {
         name.strip_prefix("run/").unwrap_or(name)
     }
+    /// The root disk, to the VMM's monitor.
+    pub const ROOT_DRIVE: &str = "root";
     /// The VMM's own output.
     pub const VMM_LOG: &str = "vmm.log";
     /// The ssh host key's private half.
@@ -70,6 +72,15 @@ pub mod names {
 pub trait Vmm: Send + Sync + 'static {
     /// Its name as the host reports it, e.g. `qemu-tcg`.
     fn name(&self) -> &'static str;
+
+    /// Its program's version, for people. Blocking.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    fn version(&self) -> io::Result<String>;
+
+    /// Whether it reads qcow2 disks; all read raw ones.
+    fn reads_qcow2(&self) -> bool;
 
     /// Whether a VMM has to be root here.
     fn needs_root(&self) -> bool;

@@ -45,6 +45,8 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// With the machine it ran on.
+    HostRestarted,
     /// It was not this agent's child, so nobody was told.
     Unknown,
 }

@@ -7,7 +7,8 @@ use contract::config_drive::{CONFIG_SERIAL, ROOT_SERIAL};
 use super::{
     Launch, Vmm,
     jail::{self, Files},
-    names, process,
+    names::{self, ROOT_DRIVE},
+    process,
 };
 
 /// The program.
@@ -81,6 +82,16 @@ impl Vmm for Qemu {
         if self.kvm { "qemu-kvm" } else { "qemu-tcg" }
     }
 
+    fn version(&self) -> io::Result<String> {
+        let output = std::process::Command::new(PROGRAM).arg("--version").output()?;
+        let first = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+        if output.status.success() { Ok(first) } else { Err(io::Error::other(format!("{PROGRAM}: {}", output.status))) }
+    }
+
+    fn reads_qcow2(&self) -> bool {
+        true
+    }
+
     fn needs_root(&self) -> bool {
         self.kvm && !jail::kvm_for_others()
     }
@@ -97,8 +108,8 @@ impl Vmm for Qemu {
             None => String::new(),
             Some(image) => format!(",backing.driver=raw,backing.file.filename={}", files.open_shared(image)?),
         };
-        add("-drive", format!("file={root},if=none,id=root,format={format},discard=unmap{backing}"));
-        add("-device", format!("virtio-blk-device,drive=root,serial={ROOT_SERIAL}"));
+        add("-drive", format!("file={root},if=none,id={ROOT_DRIVE},format={format},discard=unmap{backing}"));
+        add("-device", format!("virtio-blk-device,drive={ROOT_DRIVE},serial={ROOT_SERIAL}"));
         let config = files.open(&launch.dir.join(names::CONFIG_DRIVE), false)?;
         add("-drive", format!("file={config},if=none,id=config,format=raw,readonly=on"));
         add("-device", format!("virtio-blk-device,drive=config,serial={CONFIG_SERIAL}"));

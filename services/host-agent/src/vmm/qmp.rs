@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, os::fd::AsRawFd, path::Path, time::Duration};
 
-use contract::usage::DiskIo;
+use contract::{MebiBytes, usage::DiskIo};
 use qapi::{
     Command,
     futures::QmpStreamTokio,
@@ -64,6 +64,16 @@ impl Command for BlockStats {
 }
 
 impl QmpCommand for BlockStats {}
+
+/// Makes the root disk of a running VM larger; a repeat is fine. Its guest sees that at once.
+///
+/// # Errors
+/// The VMM does not answer, or the disk is full.
+pub async fn resize_root(dir: &Path, size: MebiBytes) -> io::Result<()> {
+    let size = i64::try_from(size.bytes()).map_err(io::Error::other)?;
+    let command = qmp::block_resize { device: Some(names::ROOT_DRIVE.to_owned()), node_name: None, size };
+    execute(dir, command).await.map(drop)
+}
 
 async fn execute<C: QmpCommand + 'static>(dir: &Path, command: C) -> io::Result<C::Ok> {
     let conversation = async {

@@ -55,6 +55,7 @@ mod tests {
             subnet: "10.77.0.0/24".parse().unwrap(),
             vmm: "qemu-tcg".to_owned(),
             version: "0".to_owned(),
+            kernels: vec![],
             vms: 0,
             last_seen: OffsetDateTime::UNIX_EPOCH,
         }

@@ -250,6 +250,7 @@ impl FakeRegistry {
             subnet: "10.77.0.0/24".parse().unwrap(),
             vmm: "fake".into(),
             version: "0.1.0".into(),
+            kernels: vec![],
             vms: 0,
             last_seen: OffsetDateTime::now_utc(),
         };

@@ -63,6 +63,8 @@ pub struct LabHealth {
     pub unfinished: i64,
     /// Failed ones whose undo could not be done yet.
     pub owed: i64,
+    /// The database's clock, Unix time in milliseconds.
+    pub clock_ms: u64,
 }
 
 /// Looks at the lab as a whole.
@@ -74,9 +76,15 @@ pub async fn lab_health(client: &impl GenericClient) -> Result<LabHealth, StoreE
         .prepare_cached(
             "select (select max(version) from refinery_schema_history) as schema, \
                 (select count(*) from operations.operation where state in ('queued', 'running')) as unfinished, \
-                (select count(*) from operations.operation where undo_owed) as owed",
+                (select count(*) from operations.operation where undo_owed) as owed, \
+                (extract(epoch from clock_timestamp()) * 1000)::bigint as clock_ms",
         )
         .await?;
     let row = client.query_one(&statement, &[]).await?;
-    Ok(LabHealth { schema: row.try_get(0)?, unfinished: row.try_get(1)?, owed: row.try_get(2)? })
+    Ok(LabHealth {
+        schema: row.try_get(0)?,
+        unfinished: row.try_get(1)?,
+        owed: row.try_get(2)?,
+        clock_ms: u64::try_from(row.try_get::<_, i64>(3)?).unwrap_or_default(),
+    })
 }

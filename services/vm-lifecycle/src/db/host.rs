@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use contract::{
-    HostId, MebiBytes,
+    HostId, KernelName, MebiBytes,
     host::{Capacity, Host, HostState, RegisterRequest},
 };
 use ipnet::Ipv4Net;
@@ -91,8 +91,19 @@ pub async fn host_register(
         other => other?,
     };
     let share = Share { subnet: parsed(&row, "subnet")?, gateway: gateway(&row)? };
+    let kernels = names(&request.kernels);
+    txn.execute("update vm.host set kernels = $2 where id = $1", &[&request.host.as_str(), &kernels]).await?;
     txn.commit().await.map_err(StoreError::committing)?;
     Ok(Registration::Done(share))
+}
+
+fn names(kernels: &[KernelName]) -> Vec<&str> {
+    kernels.iter().map(KernelName::as_str).collect()
+}
+
+fn kernels(row: &Row) -> Result<Vec<KernelName>, StoreError> {
+    let names: Vec<String> = row.try_get("kernels")?;
+    names.iter().map(|name| name.parse().map_err(|error| StoreError::Schema(format!("a kernel: {error}")))).collect()
 }
 
 /// Whether an incarnation is older than another. Only time-ordered ids (UUIDv7) tell; others count as newer.
@@ -127,6 +138,7 @@ pub async fn host_heartbeat(
     host: &HostId,
     incarnation: Uuid,
     capacity: Option<Capacity>,
+    kernels: Option<&[KernelName]>,
 ) -> Result<Heard, StoreError> {
     let client = store.client().await?;
     let statement = client
@@ -135,14 +147,16 @@ pub async fn host_heartbeat(
                 cpus_offered = coalesce($3, h.cpus_offered), cpus_limit = greatest(coalesce($3, h.cpus_offered), h.cpus_held), \
                 memory_offered = coalesce($4, h.memory_offered), \
                 memory_limit = greatest(coalesce($4, h.memory_offered), h.memory_held), \
-                disk_offered = coalesce($5, h.disk_offered), disk_limit = greatest(coalesce($5, h.disk_offered), h.disk_held) \
+                disk_offered = coalesce($5, h.disk_offered), disk_limit = greatest(coalesce($5, h.disk_offered), h.disk_held), \
+                kernels = coalesce($6, h.kernels) \
              where h.id = $1 and h.incarnation = $2",
         )
         .await?;
     let cpus = capacity.map(|capacity| i64::from(capacity.cpus));
     let memory = capacity.map(|capacity| i64::from(capacity.memory.0));
     let disk = capacity.map(|capacity| i64::from(capacity.disk.0));
-    let updated = client.execute(&statement, &[&host.as_str(), &incarnation, &cpus, &memory, &disk]).await?;
+    let updated =
+        client.execute(&statement, &[&host.as_str(), &incarnation, &cpus, &memory, &disk, &kernels.map(names)]).await?;
     if updated > 0 {
         return Ok(Heard::Current);
     }
@@ -157,7 +171,7 @@ pub async fn host_heartbeat(
 pub async fn host_list(client: &impl GenericClient) -> Result<Vec<Host>, StoreError> {
     let statement = client
         .prepare_cached(
-            "select h.id, h.subnet::text as subnet, h.vmm, h.version, h.last_seen, \
+            "select h.id, h.subnet::text as subnet, h.vmm, h.version, h.kernels, h.last_seen, \
                 h.last_seen >= clock_timestamp() - make_interval(secs => $1) as up, \
                 h.cpus_offered, h.memory_offered, h.disk_offered, h.cpus_held, h.memory_held, h.disk_held, \
                 (select count(*) from vm.vm v where v.host_id = h.id) as vms \
@@ -182,6 +196,7 @@ pub async fn host_list(client: &impl GenericClient) -> Result<Vec<Host>, StoreEr
                 subnet: parsed(row, "subnet")?,
                 vmm: row.try_get("vmm")?,
                 version: row.try_get("version")?,
+                kernels: kernels(row)?,
                 vms: number(row, "vms")?,
                 last_seen: row.try_get("last_seen")?,
             })
@@ -196,7 +211,7 @@ pub async fn host_list(client: &impl GenericClient) -> Result<Vec<Host>, StoreEr
 pub async fn host_candidates(client: &impl GenericClient, rest: Duration) -> Result<Vec<Candidate>, StoreError> {
     let statement = client
         .prepare_cached(
-            "select h.id, h.last_seen >= clock_timestamp() - make_interval(secs => $1) as up, \
+            "select h.id, h.kernels, h.last_seen >= clock_timestamp() - make_interval(secs => $1) as up, \
                 h.cpus_offered - h.cpus_held as cpus, h.memory_offered - h.memory_held as memory, \
                 h.disk_offered - h.disk_held as disk, \
                 exists (select from vm.lease l where l.host_id = h.id and l.vm_id is null \
@@ -214,6 +229,7 @@ pub async fn host_candidates(client: &impl GenericClient, rest: Duration) -> Res
                 free_memory: row.try_get("memory")?,
                 free_disk: row.try_get("disk")?,
                 has_address: row.try_get("has_address")?,
+                kernels: kernels(row)?,
             })
         })
         .collect()

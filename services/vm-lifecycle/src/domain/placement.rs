@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use contract::{ApiError, HostId, MebiBytes};
+use contract::{ApiError, HostId, KernelName, MebiBytes};
 
 /// What a VM needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +30,16 @@ pub struct Candidate {
     pub free_disk: i64,
     /// Whether an address is free and rested.
     pub has_address: bool,
+    /// The kernels VMs may ask for by name.
+    pub kernels: Vec<KernelName>,
 }
 
 impl Candidate {
+    /// Whether it has that kernel, where one is asked for by name.
+    pub fn has_kernel(&self, kernel: Option<&KernelName>) -> bool {
+        kernel.is_none_or(|kernel| self.kernels.contains(kernel))
+    }
+
     /// What this host lacks for a VM, in words; empty when it has room.
     pub fn lacks(&self, needs: Needs) -> Vec<String> {
         let mut short = Vec::new();
@@ -61,6 +68,8 @@ pub struct Question<'a> {
     pub image: &'a str,
     /// The hosts that hold the image.
     pub holders: &'a [HostId],
+    /// The kernel it asks for by name.
+    pub kernel: Option<&'a KernelName>,
     /// The host the operator asked for.
     pub wanted: Option<&'a HostId>,
     /// Hosts that turned out to be full since they were read.
@@ -88,6 +97,10 @@ pub fn place<'a>(hosts: &'a [Candidate], question: &Question<'_>) -> Result<&'a 
         ))
         .hint("`warren host ls` shows the hosts; start a host-agent, or pull the image to another host"));
     }
+    let up: Vec<&Candidate> = up.into_iter().filter(|host| host.has_kernel(question.kernel)).collect();
+    if let (true, Some(kernel)) = (up.is_empty(), question.kernel) {
+        return Err(no_kernel("no host that holds the image and is up", kernel));
+    }
     up.iter()
         .filter(|host| !question.filled.contains(&host.id) && host.lacks(question.needs).is_empty())
         .max_by_key(|host| (host.free_memory, host.free_cpus, std::cmp::Reverse(&host.id)))
@@ -106,10 +119,19 @@ fn check_wanted<'a>(hosts: &'a [Candidate], wanted: &HostId, question: &Question
         return Err(ApiError::failed_precondition(format!("host {wanted} does not hold the image {}", question.image))
             .hint(format!("pull it there with `warren image pull … --host {wanted}` under another name")));
     }
+    if let Some(kernel) = question.kernel.filter(|kernel| !host.has_kernel(Some(kernel))) {
+        return Err(no_kernel(&format!("host {wanted}"), kernel));
+    }
     if question.filled.contains(wanted) || !host.lacks(question.needs).is_empty() {
         return Err(exhausted(&[host], question));
     }
     Ok(&host.id)
+}
+
+fn no_kernel(who: &str, kernel: &KernelName) -> ApiError {
+    ApiError::failed_precondition(format!("{who} has no kernel {kernel}")).hint(format!(
+        "`warren host ls -o json` shows which have which; unpack a kernel package into {kernel} below a host's WARREN_KERNELS"
+    ))
 }
 
 fn exhausted(hosts: &[&Candidate], question: &Question<'_>) -> ApiError {
@@ -133,7 +155,7 @@ mod tests {
 
     fn host(id: &str, up: bool, free: i64) -> Candidate {
         let id = id.parse().unwrap();
-        Candidate { id, up, free_cpus: 4, free_memory: free, free_disk: 10_000, has_address: true }
+        Candidate { id, up, free_cpus: 4, free_memory: free, free_disk: 10_000, has_address: true, kernels: vec![] }
     }
 
     const NEEDS: Needs = Needs { cpus: 1, memory: MebiBytes(256), disk: MebiBytes(2048) };
@@ -144,7 +166,14 @@ mod tests {
         let filled = BTreeSet::new();
         place(
             hosts,
-            &Question { needs: NEEDS, image: "debian", holders: &holders, wanted: wanted.as_ref(), filled: &filled },
+            &Question {
+                needs: NEEDS,
+                image: "debian",
+                holders: &holders,
+                kernel: None,
+                wanted: wanted.as_ref(),
+                filled: &filled,
+            },
         )
     }
 
@@ -167,6 +196,24 @@ mod tests {
         assert!(short.message.contains("a lacks memory (256M asked, 100 MiB free)"), "{}", short.message);
     }
 
+    #[test]
+    fn a_vm_that_asks_for_a_kernel_goes_where_it_is() {
+        let mut hosts = [host("a", true, 512), host("b", true, 9999)];
+        hosts[0].kernels = vec!["6.12".parse().unwrap()];
+        let (holders, filled) = (hosts.iter().map(|host| host.id.clone()).collect::<Vec<_>>(), BTreeSet::new());
+        let place = |kernel: &str, wanted: Option<&HostId>| {
+            let kernel = Some(&kernel.parse().unwrap());
+            let question = Question { needs: NEEDS, image: "i", holders: &holders, kernel, wanted, filled: &filled };
+            place(&hosts, &question).cloned()
+        };
+        assert_eq!(place("6.12", None).unwrap().as_str(), "a");
+        for refused in [place("6.13", None), place("6.12", Some(&hosts[1].id))] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.code, ErrorCode::FailedPrecondition);
+            assert!(error.message.contains("has no kernel 6.1"), "{}", error.message);
+        }
+    }
+
     /// Up, free memory, free CPUs, has an address, holds the image, was filled meanwhile.
     type Drawn = (bool, i64, i64, bool, bool, bool);
 
@@ -177,13 +224,13 @@ mod tests {
             specs in prop::collection::vec((any::<bool>(), -100i64..1000, -2i64..4, any::<bool>(), any::<bool>(), any::<bool>()), 0..8)
         ) {
             let hosts: Vec<Candidate> = specs.iter().enumerate().map(|(n, (up, memory, cpus, address, _, _))| Candidate {
-                id: format!("h{n}").parse().unwrap(), up: *up, free_cpus: *cpus, free_memory: *memory, free_disk: 4096, has_address: *address,
+                id: format!("h{n}").parse().unwrap(), up: *up, free_cpus: *cpus, free_memory: *memory, free_disk: 4096, has_address: *address, kernels: vec![],
             }).collect();
             let pick = |which: fn(&Drawn) -> bool| -> Vec<HostId> {
                 hosts.iter().zip(&specs).filter(|(_, spec)| which(spec)).map(|(host, _)| host.id.clone()).collect()
             };
             let (holders, filled) = (pick(|spec| spec.4), pick(|spec| spec.5).into_iter().collect::<BTreeSet<_>>());
-            let question = Question { needs: NEEDS, image: "i", holders: &holders, wanted: None, filled: &filled };
+            let question = Question { needs: NEEDS, image: "i", holders: &holders, kernel: None, wanted: None, filled: &filled };
             let good = |host: &Candidate| host.up && holders.contains(&host.id) && !filled.contains(&host.id) && host.lacks(NEEDS).is_empty();
             match place(&hosts, &question) {
                 Ok(id) => {

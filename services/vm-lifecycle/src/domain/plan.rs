@@ -124,7 +124,8 @@ pub fn plan(vm: &Vm, wanted: &Wanted) -> Vec<FieldChange> {
     compare("hostname", vm.name.to_string(), wanted.name.to_string(), at_start);
     compare("cpus", vm.cpus.to_string(), wanted.cpus.to_string(), at_start);
     compare("memory", vm.memory.to_string(), wanted.memory.to_string(), at_start);
-    compare("disk", vm.disk.to_string(), wanted.disk.to_string(), at_start);
+    let disk = if vm.state == VmState::Running { Effect::Live } else { at_start };
+    compare("disk", vm.disk.to_string(), wanted.disk.to_string(), disk);
     for key in vm.labels.keys().chain(wanted.labels.keys().filter(|key| !vm.labels.contains_key(key))) {
         let text = |labels: &Labels| labels.get(key).map(|value| format!("={value}")).unwrap_or_default();
         compare(&format!("labels.{key}"), text(&vm.labels), text(&wanted.labels), Effect::Live);

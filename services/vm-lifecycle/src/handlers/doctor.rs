@@ -1,6 +1,9 @@
 //! `warren.host.doctor`: rows beside what hosts have, and each host's own checks.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use bus::RequestContext;
 use contract::{
@@ -46,6 +49,7 @@ async fn load(app: &App, host: Option<&HostId>) -> Result<Vec<HostRows>, StoreEr
 /// What concerns the lab as a whole. That NATS and PostgreSQL answer is shown by this reply.
 async fn lab(app: &App) -> Result<Findings, ApiError> {
     let client = app.store.client().await?;
+    let asked = Instant::now();
     let health = lab_health(&client).await?;
     let mut checks = vec![
         Check::pass("nats", "NATS carried this request"),
@@ -56,13 +60,32 @@ async fn lab(app: &App) -> Result<Findings, ApiError> {
         owed => Check::warn("operations", format!("{owed} failed operations could not be undone yet"))
             .mend("bring their hosts back: they are undone then by themselves (`warren op ls --state failed`)"),
     });
-    Ok(Findings { checks, leaks: Vec::new() })
+    checks.push(clock("the database's clock", health.clock_ms, asked));
+    Ok(Findings { checks, ..Findings::default() })
+}
+
+/// How far clocks may be apart: traces and lifetimes of seconds still make sense.
+const SKEW_MAX_MS: u64 = 1000;
+
+/// Compares a clock with this service's, which was asked at a moment since.
+fn clock(whose: &str, clock_ms: u64, asked: Instant) -> Check {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    let asked = now.saturating_sub(u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX));
+    // It was read some time between the question and now.
+    let skew = asked.saturating_sub(clock_ms).max(clock_ms.saturating_sub(now));
+    if skew <= SKEW_MAX_MS {
+        return Check::pass("clock", format!("{whose} and vm-lifecycle's agree"));
+    }
+    Check::warn("clock", format!("{whose} is {skew} ms from vm-lifecycle's")).mend("run an NTP client on both machines")
 }
 
 async fn examine(app: &App, rows: &HostRows, fix: bool) -> HostFindings {
     let request = ExamineRequest { vms: rows.vms.clone(), disks: rows.disks.clone(), images: rows.images.clone(), fix };
+    let asked = Instant::now();
     let findings = match app.bus.command::<HostExamine>(&rows.host, &request).await {
         Ok(mut findings) => {
+            findings.checks.extend(findings.clock_ms.map(|clock_ms| clock("the host's clock", clock_ms, asked)));
             findings.leaks.extend(without_directory(app, rows).await);
             findings
         }
@@ -71,7 +94,7 @@ async fn examine(app: &App, rows: &HostRows, fix: bool) -> HostFindings {
                 Check { name: "agent".to_owned(), verdict: Verdict::Fail, message: error.message, mend: None }
                     .mend(format!("start the host-agent of {} and look into its log", rows.host)),
             ],
-            leaks: Vec::new(),
+            ..Findings::default()
         },
     };
     HostFindings { host: Some(rows.host.clone()), findings }
@@ -86,4 +109,19 @@ async fn without_directory(app: &App, rows: &HostRows) -> Vec<Leak> {
     leaks
         .map(|vm| Leak { kind: LeakKind::Row, what: vm.to_string(), fixed: false, why: Some(why.to_owned()) })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_is_told_by_how_much() {
+        let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+        for (clock_ms, verdict) in [(now, Verdict::Pass), (now - 60_000, Verdict::Warn), (now + 60_000, Verdict::Warn)]
+        {
+            let check = clock("its clock", clock_ms, Instant::now());
+            assert_eq!(check.verdict, verdict, "{check:?}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use crate::db::{
 
 /// Applies what became of VMs by themselves.
 pub async fn handle(app: Arc<App>, _: RequestContext, request: ReportRequest) -> Result<Empty, ApiError> {
-    match host_heartbeat(&app.store, &request.host, request.incarnation, None).await? {
+    match host_heartbeat(&app.store, &request.host, request.incarnation, None, None).await? {
         Heard::Current => {}
         Heard::Superseded => return Err(superseded(&request.host)),
         Heard::Unknown => {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use contract::{
     AgentVerb, ApiError, ErrorCode, HostId, VmId, VmName,
     agent::{
-        AdjustRequest, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmAdjust, VmAwaitReady, VmBoot,
-        VmCommand, VmObservation, VmPause, VmProvision, VmRemove, VmResume, VmSpec, VmStop,
+        AdjustRequest, Adjusted, HostVmState, ProvisionRequest, Provisioned, StopRequest, VmAdjust, VmAwaitReady,
+        VmBoot, VmCommand, VmObservation, VmPause, VmProvision, VmRemove, VmResume, VmSpec, VmStop,
     },
     deadline,
     guest::GuestFacts,
@@ -121,8 +121,8 @@ pub async fn stop(cx: &Context, target: Target<'_>, grace: Duration) -> Result<(
     }
 }
 
-/// Tells the host what the VM is to be from its next start on.
-pub async fn adjust(cx: &Context, target: Target<'_>, wanted: &Wanted) -> Result<(), StepError> {
+/// Tells the host what the VM is to be.
+pub async fn adjust(cx: &Context, target: Target<'_>, wanted: &Wanted) -> Result<Adjusted, StepError> {
     let request = AdjustRequest {
         fence: cx.fence(),
         vm: target.vm,
@@ -132,7 +132,7 @@ pub async fn adjust(cx: &Context, target: Target<'_>, wanted: &Wanted) -> Result
         disk: wanted.disk,
         ports: Some(wanted.ports.clone()),
     };
-    command::<VmAdjust>(cx, target.host, &request).await.map(drop)
+    command::<VmAdjust>(cx, target.host, &request).await
 }
 
 /// Pauses the VM's guest, or resumes it.

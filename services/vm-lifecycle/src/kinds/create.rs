@@ -117,7 +117,7 @@ impl Kind for Create {
     }
 
     fn result(&self, order: &CreateOrder, _: &Journal) -> Value {
-        json!(VmResult { vm_id: order.vm_id, name: order.create.name.clone() })
+        json!(VmResult::of(order.vm_id, order.create.name.clone()))
     }
 }
 
@@ -216,7 +216,8 @@ async fn choose(
     let disk = MebiBytes(create.disk.0.saturating_add(data));
     let needs = Needs { cpus: create.cpus, memory: create.memory, disk };
     let wanted = create.host.as_ref().or(kept.as_ref());
-    let question = Question { needs, image: &image.name, holders: &image.hosts, wanted, filled };
+    let kernel = create.features.kernel.as_ref();
+    let question = Question { needs, image: &image.name, holders: &image.hosts, kernel, wanted, filled };
     // A host that is down may be back in a moment, but a caller is better told now than after the deadline.
     place(&hosts, &question).cloned().map_err(StepError::permanent)
 }

@@ -47,7 +47,7 @@ impl Kind for Delete {
     }
 
     fn result(&self, order: &VmOrder, _: &Journal) -> Value {
-        json!(VmResult { vm_id: order.vm_id, name: order.name.clone() })
+        json!(VmResult::of(order.vm_id, order.name.clone()))
     }
 }
 

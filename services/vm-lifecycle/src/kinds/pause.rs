@@ -49,7 +49,7 @@ macro_rules! kind {
             }
 
             fn result(&self, order: &VmOrder, _: &Journal) -> Value {
-                json!(VmResult { vm_id: order.vm_id, name: order.name.clone() })
+                json!(VmResult::of(order.vm_id, order.name.clone()))
             }
         }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use contract::{ApiError, HostId, VmId, VmName, change::SetRequest, operation::VmResult};
+use contract::{ApiError, HostId, VmId, VmName, agent::Adjusted, change::SetRequest, operation::VmResult};
 use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -37,6 +37,9 @@ pub struct SetOrder {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Journal {
     known: Option<Known>,
+    /// What did not take effect at once.
+    #[serde(default)]
+    warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,7 +67,7 @@ impl Kind for Set {
 
     fn result(&self, order: &SetOrder, journal: &Journal) -> Value {
         let name = journal.known.as_ref().map_or_else(|| order.name.clone(), |known| known.after.name.clone());
-        json!(VmResult { vm_id: order.vm_id, name })
+        json!(VmResult { vm_id: order.vm_id, name, warnings: journal.warnings.clone() })
     }
 }
 
@@ -99,22 +102,26 @@ impl Step<Set> for Row {
         Ok(vm_change(cx.store(), order.vm_id, cx.epoch(), after).await.map_err(ApiError::from)?)
     }
 
+    /// Tells the host first: a disk that has grown there stays as it is, and the row says so.
     async fn undo(&self, cx: &Context, _: &Set, order: &SetOrder, journal: &Journal) -> Result<(), StepError> {
         let Some(known) = &journal.known else { return Ok(()) };
-        match vm_change(cx.store(), order.vm_id, cx.epoch(), &known.before).await {
+        let told = Host::tell(cx, order, known, &known.before).await?;
+        let mut before = known.before.clone();
+        before.disk = before.disk.max(told.disk.unwrap_or(before.disk));
+        match vm_change(cx.store(), order.vm_id, cx.epoch(), &before).await {
             Ok(()) | Err(ChangeError::NotFound | ChangeError::Stale) => Ok(()),
             Err(error) => Err(ApiError::from(error).into()),
         }
     }
 }
 
-/// Tells the host, where it has to know.
+/// Tells the host, where it has to know. Undone by `row`'s undo.
 struct Host;
 
 impl Host {
-    async fn tell(cx: &Context, order: &SetOrder, known: &Known, wanted: &Wanted) -> Result<(), StepError> {
+    async fn tell(cx: &Context, order: &SetOrder, known: &Known, wanted: &Wanted) -> Result<Adjusted, StepError> {
         if !known.after.concerns_host(&known.before) {
-            return Ok(());
+            return Ok(Adjusted::default());
         }
         agent::adjust(cx, Target { host: &known.host, vm: order.vm_id, name: &order.name }, wanted).await
     }
@@ -128,11 +135,7 @@ impl Step<Set> for Host {
 
     async fn run(&self, cx: &Context, _: &Set, order: &SetOrder, journal: &mut Journal) -> Result<(), StepError> {
         let known = journal.known()?;
-        Self::tell(cx, order, known, &known.after).await
-    }
-
-    async fn undo(&self, cx: &Context, _: &Set, order: &SetOrder, journal: &Journal) -> Result<(), StepError> {
-        let Some(known) = &journal.known else { return Ok(()) };
-        Self::tell(cx, order, known, &known.before).await
+        journal.warnings = Self::tell(cx, order, known, &known.after).await?.warnings;
+        Ok(())
     }
 }

@@ -121,6 +121,7 @@ impl FakeAgent {
             vmm: "fake".into(),
             version: "0.1.0".into(),
             vms,
+            kernels: vec![],
         };
         self.bus.call::<host::Register>(&request).await
     }
@@ -246,7 +247,15 @@ async fn beat(bus: Bus, host: HostId, incarnation: Uuid, inner: Arc<Inner>) {
         };
         if !silent {
             // The service may be down in this test: the next beat finds it again.
-            drop(bus.call::<host::Heartbeat>(&HeartbeatRequest { host: host.clone(), incarnation, capacity }).await);
+            drop(
+                bus.call::<host::Heartbeat>(&HeartbeatRequest {
+                    host: host.clone(),
+                    incarnation,
+                    capacity,
+                    kernels: None,
+                })
+                .await,
+            );
         }
     }
 }

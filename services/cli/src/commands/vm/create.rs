@@ -143,6 +143,9 @@ fn features(features: &mut Features, args: &FeatureArgs) -> Result<(), ApiError>
     features.env.extend(environment(&args.env)?);
     features.entrypoint = args.entrypoint.as_ref().map(words).or(features.entrypoint.take());
     features.cmd = args.cmd.as_ref().map(words).or(features.cmd.take());
+    if let Some(text) = &args.kernel {
+        features.kernel = Some(parse(text)?);
+    }
     if let Some(text) = &args.kernel_args {
         features.kernel_args.clone_from(text);
     }

@@ -166,6 +166,7 @@ fn show(vm: &Vm) -> Result<(), Failure> {
         ("ports", joined(&vm.features.ports)),
         ("data disks", vm.features.disks.iter().map(data_disk).collect::<Vec<_>>().join(" ")),
         ("env", vm.features.env.keys().cloned().collect::<Vec<_>>().join(" ")),
+        ("kernel", vm.features.kernel.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("kernel args", vm.features.kernel_args.clone()),
         ("expires", vm.expires_at.map(|at| at.format(&Rfc3339).unwrap_or_default()).unwrap_or_default()),
         ("protected", if vm.deletion_protection { "against deletion".to_owned() } else { String::new() }),

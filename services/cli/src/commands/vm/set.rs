@@ -7,7 +7,9 @@ use contract::{
     change::{SetReply, SetRequest},
     deadline,
     feature::PublishedPort,
-    label, vm,
+    label,
+    operation::{Operation, VmResult},
+    vm,
 };
 
 use super::create::seconds;
@@ -90,9 +92,18 @@ async fn send(global: &Global, format: Format, request: SetRequest, waiting: Wai
     match reply.operation.clone() {
         None if format == Format::Json => output::json(&reply)?,
         None => output::note(if reply.plan.is_empty() { "nothing to change" } else { "nothing was changed" }),
-        Some(operation) => return wait::settle(&client, operation, format, waiting.no_wait, async |_| Ok(())).await,
+        Some(operation) => return wait::settle(&client, operation, format, waiting.no_wait, warn).await,
     }
     Ok(Outcome::Done)
+}
+
+/// Says what did not take effect at once.
+async fn warn(operation: Operation) -> Result<(), Failure> {
+    let result: Option<VmResult> = operation.result.and_then(|result| serde_json::from_value(result).ok());
+    for warning in result.map(|result| result.warnings).unwrap_or_default() {
+        output::note(&output::clean(&warning));
+    }
+    Ok(())
 }
 
 fn show(reply: &SetReply) -> Result<(), Failure> {

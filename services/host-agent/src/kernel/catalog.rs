@@ -1,0 +1,159 @@
+//! The **catalog**: the kernels a VM of this host may ask for by name, beside the host's own.
+//!
+//! Each is a directory of `WARREN_KERNELS` that holds what a distribution's kernel package does: `boot/vmlinuz-*` (or
+//! `vmlinux*`) and `lib/modules/<release>`; one whose drivers are all built in needs no modules.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use contract::{ApiError, KernelName, doctor::Check};
+
+use super::{BootFiles, KernelError, file_error, prepare};
+use crate::files::{self, chain};
+
+/// How many kernels of the directory are offered to the lab; more are left out.
+const KERNELS_MAX: usize = 64;
+
+/// The kernels of this host.
+#[derive(Debug)]
+pub struct Kernels {
+    default: BootFiles,
+    state_dir: PathBuf,
+    dir: Option<PathBuf>,
+    guest_agent: PathBuf,
+    /// Prepared once an agent's life; held while one is prepared, as two of the same would do the work twice.
+    prepared: Mutex<HashMap<KernelName, BootFiles>>,
+}
+
+impl Kernels {
+    /// The host's own kernel and those in `dir`.
+    pub fn new(default: BootFiles, state_dir: &Path, dir: Option<&Path>, guest_agent: &Path) -> Self {
+        let (state_dir, dir) = (state_dir.to_owned(), dir.map(Path::to_owned));
+        Self { default, state_dir, dir, guest_agent: guest_agent.to_owned(), prepared: Mutex::default() }
+    }
+
+    /// The kernels that can be asked for by name, sorted. A directory whose name is none is left out. Blocking.
+    pub fn names(&self) -> Vec<KernelName> {
+        let dirs = self.dir.as_deref().map(files::subdirectories);
+        let dirs = dirs.and_then(Result::ok).unwrap_or_default();
+        let mut names: Vec<KernelName> =
+            dirs.iter().filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect();
+        names.sort();
+        names.truncate(KERNELS_MAX);
+        names
+    }
+
+    /// Whether a VM may ask for it.
+    ///
+    /// # Errors
+    /// `failed_precondition`: it is not here.
+    pub fn check(&self, name: Option<&KernelName>) -> Result<(), ApiError> {
+        match name {
+            Some(name) if !self.names().contains(name) => Err(self.missing(name)),
+            _ => Ok(()),
+        }
+    }
+
+    fn missing(&self, name: &KernelName) -> ApiError {
+        let here: Vec<String> = self.names().iter().map(ToString::to_string).collect();
+        let hint = match (&self.dir, here.is_empty()) {
+            (None, _) => "the host-agent has no WARREN_KERNELS".to_owned(),
+            (Some(dir), true) => format!("unpack a kernel package into {}", dir.join(name.as_str()).display()),
+            (Some(_), false) => format!("it has {}", here.join(", ")),
+        };
+        ApiError::failed_precondition(format!("this host has no kernel {name}")).hint(hint)
+    }
+
+    /// What a VM boots from: the kernel of that name, or the host's own. Blocking.
+    ///
+    /// # Errors
+    /// It is not here, or no kernel that can be used.
+    pub fn get(&self, name: Option<&KernelName>) -> Result<BootFiles, ApiError> {
+        let Some(name) = name else { return Ok(self.default.clone()) };
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = prepared.get(name) {
+            return Ok(files.clone());
+        }
+        let dir = self.dir.as_ref().map(|dir| dir.join(name.as_str())).filter(|dir| dir.is_dir());
+        let dir = dir.ok_or_else(|| self.missing(name))?;
+        let files = self.prepare(&dir).map_err(|error| {
+            ApiError::failed_precondition(format!("the kernel {name} cannot be used: {}", chain(&error)))
+                .hint(format!("look into {} on that host", dir.display()))
+        })?;
+        prepared.insert(name.clone(), files.clone());
+        Ok(files)
+    }
+
+    fn prepare(&self, dir: &Path) -> Result<BootFiles, KernelError> {
+        let kernel = only(&dir.join("boot"), |name| name.starts_with("vmlinu"))?;
+        let modules = match only(&dir.join("lib/modules"), |_| true) {
+            Ok(modules) => Some(modules),
+            Err(KernelError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        prepare(&self.state_dir, &kernel, modules.as_deref(), &self.guest_agent)
+    }
+
+    /// What `doctor` says of them. Blocking.
+    pub fn checks(&self) -> Vec<Check> {
+        let names = self.names();
+        let bad = names
+            .iter()
+            .filter_map(|name| self.get(Some(name)).err())
+            .map(|error| Check::fail("kernels", error.message).mend(error.hint.unwrap_or_default()));
+        let bad: Vec<Check> = bad.collect();
+        if !bad.is_empty() {
+            return bad;
+        }
+        let others: String = names.iter().map(|name| format!(", {name}")).collect();
+        vec![Check::pass("kernels", format!("guests may boot {}{others}", self.default.release))]
+    }
+}
+
+/// The only entry of a directory whose name fits.
+fn only(dir: &Path, fits: impl Fn(&str) -> bool) -> Result<PathBuf, KernelError> {
+    let entries = fs::read_dir(dir).map_err(file_error(dir))?;
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+    let names = names.collect::<Result<Vec<_>, _>>().map_err(file_error(dir))?;
+    let mut fitting = names.iter().filter(|name| name.to_str().is_some_and(&fits));
+    match (fitting.next(), fitting.next()) {
+        (Some(name), None) => Ok(dir.join(name)),
+        (None, _) => Err(file_error(dir)(io::ErrorKind::NotFound.into())),
+        (Some(_), Some(_)) => {
+            Err(KernelError::Format { path: dir.to_owned(), why: "it holds more than one, which is not clear".into() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_found_by_name_and_what_is_wrong_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let default = BootFiles { vmlinux: "/v".into(), initramfs: "/i".into(), release: "6.1".into() };
+        let none = Kernels::new(default.clone(), dir.path(), None, Path::new("/agent"));
+        let odd: KernelName = "odd-6.12".parse().unwrap();
+        assert_eq!(none.get(None).unwrap().release, "6.1");
+        assert!(none.get(Some(&odd)).unwrap_err().hint.unwrap().contains("WARREN_KERNELS"));
+        let kernels = Kernels::new(default, dir.path(), Some(dir.path()), Path::new("/agent"));
+        fs::create_dir_all(dir.path().join("odd-6.12/boot")).unwrap();
+        fs::create_dir_all(dir.path().join("No Kernel")).unwrap();
+        assert_eq!(kernels.names(), vec![odd.clone()]);
+        assert!(kernels.check(Some(&"other".parse().unwrap())).unwrap_err().hint.unwrap().contains("odd-6.12"));
+        kernels.check(Some(&odd)).unwrap();
+        assert!(kernels.get(Some(&odd)).unwrap_err().message.contains("boot"), "it has no kernel");
+        for name in ["vmlinuz-1", "vmlinuz-2"] {
+            fs::write(dir.path().join("odd-6.12/boot").join(name), "no kernel").unwrap();
+        }
+        assert!(kernels.get(Some(&odd)).unwrap_err().message.contains("more than one"));
+        fs::remove_file(dir.path().join("odd-6.12/boot/vmlinuz-2")).unwrap();
+        let check = &kernels.checks()[0];
+        assert!(check.message.contains("odd-6.12") && check.mend.is_some(), "{check:?}");
+    }
+}
