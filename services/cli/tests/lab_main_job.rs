@@ -85,6 +85,9 @@ async fn a_debian_image_from_a_registry_boots_its_own_systemd_and_is_pulled_by_c
     for limit in ["cpu.max:\n150000 100000", "memory.max:\n503316480", "the limits hold"] {
         assert!(limits.contains(limit), "{limits}");
     }
+    // An image's own init and resolver have the lab's names, too.
+    let found = lab.must(&["exec", "deb", "--", "getent", "hosts", "ns.dns.warren", "deb"]).await;
+    assert!(found.contains(show["address"].as_str().unwrap()) && found.contains("ns.dns.warren"), "{found}");
     // The guest's own power-off is a clean stop.
     lab.must(&["vm", "stop", "deb"]).await;
     let show: Value = serde_json::from_str(&lab.must(&["vm", "show", "deb", "-o", "json"]).await).unwrap();

@@ -1,12 +1,15 @@
 //! The host-agent's configuration, from the environment.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use contract::{HostId, MebiBytes, host::Capacity};
 use ipnet::Ipv4Net;
 use runtime::config::{ConfigError, Reader};
 
-use crate::{disk, files};
+use crate::{disk, dns, files};
 
 /// Virtual CPUs offered for each real one when nothing else is said: lab VMs mostly wait.
 const CPU_OVERCOMMIT: u32 = 8;
@@ -74,6 +77,8 @@ pub struct Config {
     pub uplink: Uplink,
     /// `WARREN_PUBLISH_ADDRESS`: the machine's address published ports are opened on where they name none.
     pub publish_address: Ipv4Addr,
+    /// `WARREN_DNS_FORWARD` and `WARREN_DNS_ADDRESS`: whom the lab's name server asks for the rest, and where else it serves.
+    pub dns: dns::Options,
     /// `WARREN_INSECURE_REGISTRIES`: `host:port`s spoken to over http, separated by commas.
     pub insecure_registries: Vec<String>,
     /// `WARREN_DOCKER_CONFIG`: a directory with a `config.json` that holds registry credentials.
@@ -126,6 +131,7 @@ impl Config {
         let acceleration = env.or("WARREN_ACCEL", Acceleration::Auto);
         let uplink = uplink(&mut env);
         let publish_address = env.or("WARREN_PUBLISH_ADDRESS", Ipv4Addr::LOCALHOST);
+        let dns = dns(&mut env);
         let insecure = env.or("WARREN_INSECURE_REGISTRIES", String::new());
         let docker_config = env.optional("WARREN_DOCKER_CONFIG");
         let capacity = CapacityOverride {
@@ -152,6 +158,7 @@ impl Config {
                 acceleration,
                 uplink,
                 publish_address,
+                dns,
                 insecure_registries,
                 docker_config,
                 capacity,
@@ -187,6 +194,22 @@ fn uplink(env: &mut Reader) -> Uplink {
             Uplink::None
         }
     }
+}
+
+fn dns(env: &mut Reader) -> dns::Options {
+    let upstream = env.or("WARREN_DNS_FORWARD", dns::Upstream::Machine);
+    let address: Option<SocketAddr> = env.optional("WARREN_DNS_ADDRESS");
+    if let Some(address) = address {
+        if address.port() == 0 {
+            env.problem(format!("WARREN_DNS_ADDRESS {address} has no port"));
+        }
+        if matches!(&upstream, dns::Upstream::Servers(servers) if servers.contains(&address)) {
+            env.problem(format!(
+                "WARREN_DNS_FORWARD names {address}, which is this host-agent's own WARREN_DNS_ADDRESS"
+            ));
+        }
+    }
+    dns::Options { upstream, address }
 }
 
 /// From the shared address space of RFC 6598, which neither the internet nor ordinary private networks use.

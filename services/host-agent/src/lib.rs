@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod config;
 pub mod disk;
+pub mod dns;
 pub mod files;
 pub mod guest;
 pub mod handlers;

@@ -14,6 +14,7 @@ use crate::{
     cgroup::Cgroups,
     config::Config,
     disk::Driver,
+    dns::{self, Dns},
     handlers,
     handles::VmDirs,
     image::{ImageOptions, ImageStore, Limits},
@@ -35,7 +36,9 @@ const GRACE: Duration = Duration::from_secs(3);
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let (reports, changes) = mpsc::unbounded_channel();
     let preparing = config.clone();
-    let (vms, vmm) = tokio::task::spawn_blocking(move || prepare(&preparing, reports)).await??;
+    let names = Arc::<dns::Shared>::default();
+    let known = names.clone();
+    let (vms, vmm) = tokio::task::spawn_blocking(move || prepare(&preparing, &known, reports)).await??;
     let vms = Vms::new(vms);
     vms.adopt().context("the VMs on this host cannot be adopted")?;
     let name = format!("host-agent {}", config.host);
@@ -58,6 +61,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     })
     .await?
     .context("the lab's network cannot be made")?;
+    let dns = Dns::start(bus.clone(), &vms.deps().lab, &names, &registered, config.dns.clone());
     registration.quarantine(&registered).await;
     let service = serve(&bus, &config.host, &vms).await?;
     let background = [
@@ -69,6 +73,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     tracing::info!(host.id = %config.host, "serving");
     stop.cancelled().await;
     service.stop(GRACE).await;
+    dns.stop().await;
     for task in background {
         task.abort();
     }
@@ -78,6 +83,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 /// Opens what is on disk and finds out what the machine can do. Blocking.
 fn prepare(
     config: &Config,
+    names: &Arc<dns::Shared>,
     reports: mpsc::UnboundedSender<agent::VmObservation>,
 ) -> anyhow::Result<(Deps, &'static str)> {
     std::fs::create_dir_all(&config.state_dir)
@@ -100,7 +106,7 @@ fn prepare(
         dirs: VmDirs::open(&config.state_dir).context("the VMs' directory cannot be opened")?,
         state_dir: config.state_dir.clone(),
         images,
-        capabilities: Capabilities::new(&lab, &config.state_dir, config.publish_address),
+        capabilities: Capabilities::new(&lab, names, &config.state_dir, config.publish_address),
         cgroups: Cgroups::open(&config.host),
         lab,
         disks: Driver::choose(&config.state_dir, config.disk, qemu.name(), qemu.reads_qcow2())?,

@@ -83,7 +83,7 @@ impl Host {
             dirs: VmDirs::open(self.dir.path()).unwrap(),
             state_dir: self.dir.path().to_owned(),
             images: images(self.dir.path()),
-            capabilities: Capabilities::new(&self.lab, self.dir.path(), std::net::Ipv4Addr::LOCALHOST),
+            capabilities: Capabilities::new(&self.lab, &Arc::default(), self.dir.path(), std::net::Ipv4Addr::LOCALHOST),
             cgroups: None,
             lab: self.lab.clone(),
             vmm: Box::new(Qemu::new(false)),

@@ -55,6 +55,7 @@ impl Server {
             lab,
             network: config.network,
             host_prefix: config.host_prefix,
+            address_rest: config.address_rest,
         });
 
         let service = bus.service("vm-lifecycle", env!("CARGO_PKG_VERSION"), "hosts and VMs").await?;

@@ -58,8 +58,9 @@ pub fn init(service: &'static str, version: &'static str, logs: Logs) -> anyhow:
     let provider = provider.build();
     let spans = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(service))
-        .with_filter(EnvFilter::new("info,h2=off,tonic=off,hyper=off,async_nats=off,tokio_postgres=off"));
-    let default = if logs == Logs::Service { "info,async_nats=warn" } else { "warn,async_nats=error" };
+        .with_filter(EnvFilter::new("info,h2=off,tonic=off,hyper=off,async_nats=off,tokio_postgres=off,hickory=off"));
+    // hickory logs what strangers send it.
+    let default = if logs == Logs::Service { "info,async_nats=warn,hickory=off" } else { "warn,async_nats=error" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(logs == Logs::Service);
     let lines = if std::env::var("WARREN_LOG").is_ok_and(|format| format == "json") {

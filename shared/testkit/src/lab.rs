@@ -127,6 +127,8 @@ impl Lab {
             ("WARREN_GUEST_AGENT".to_owned(), files.agent.display().to_string()),
             // A test never probes KVM: where it is there but hangs, the probe's deadline would be paid by each lab.
             ("WARREN_ACCEL".to_owned(), std::env::var("WARREN_TEST_ACCEL").unwrap_or_else(|_| "tcg".to_owned())),
+            // A test's VMs ask nobody outside of it.
+            ("WARREN_DNS_FORWARD".to_owned(), "none".to_owned()),
         ]);
         env.extend(options.env);
         let mut lab = Self { postgres, nats, bins, dir, env, hosts, children: BTreeMap::new() };

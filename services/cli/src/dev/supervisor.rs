@@ -246,7 +246,7 @@ pub fn host_name(id: &str) -> String {
 
 fn host_env(layout: &Layout, plan: &Plan, id: &str) -> Vec<(String, String)> {
     let path = |path: &Path| path.display().to_string();
-    let pairs = [
+    let mut pairs = vec![
         ("WARREN_NATS_URL", plan.nats_url()),
         ("WARREN_HOST_ID", id.to_owned()),
         ("WARREN_STATE_DIR", path(&layout.host(id))),
@@ -254,6 +254,10 @@ fn host_env(layout: &Layout, plan: &Plan, id: &str) -> Vec<(String, String)> {
         ("WARREN_KERNEL_MODULES", path(&plan.modules)),
         ("WARREN_GUEST_AGENT", path(&plan.guest_agent)),
     ];
+    if plan.host_ids().first().is_none_or(|first| first != id) {
+        // Each host serves the names of all; one of them has the machine's port.
+        pairs.push(("WARREN_DNS_ADDRESS", String::new()));
+    }
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 

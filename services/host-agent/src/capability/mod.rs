@@ -7,15 +7,16 @@
 //! ```
 
 mod disks;
+mod dns;
 mod network;
 mod ports;
 mod user_data;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use contract::{ApiError, agent::VmSpec, config_drive::Settings, doctor::Check};
 
-use crate::{net::Lab, vmm::Launch};
+use crate::{dns::Shared, net::Lab, vmm::Launch};
 
 pub use disks::DataDisks;
 pub use ports::Ports;
@@ -76,9 +77,10 @@ pub struct Capabilities(Vec<Box<dyn Capability>>);
 
 impl Capabilities {
     /// Those this version has.
-    pub fn new(lab: &Lab, state_dir: &Path, publish_address: std::net::Ipv4Addr) -> Self {
+    pub fn new(lab: &Lab, dns: &Arc<Shared>, state_dir: &Path, publish_address: std::net::Ipv4Addr) -> Self {
         Self(vec![
             Box::new(network::Network { lab: lab.clone() }),
+            Box::new(dns::Dns { lab: lab.clone(), shared: dns.clone() }),
             Box::new(DataDisks::new(state_dir)),
             Box::new(user_data::UserData),
             Box::new(Ports::new(lab.clone(), publish_address)),

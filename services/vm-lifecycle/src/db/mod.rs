@@ -5,6 +5,7 @@ pub mod disk;
 pub mod due;
 pub mod examine;
 pub mod host;
+pub mod names;
 pub mod observation;
 pub mod reservation;
 pub mod vm;

@@ -9,16 +9,17 @@ mod hosts;
 mod lifecycle;
 mod list;
 mod many;
+mod names;
 mod register;
 mod report;
 mod set;
 mod usage;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bus::{Bus, BusError, RequestContext, Service};
 use contract::{
-    ApiError, Verb,
+    ApiError, Verb, dns,
     doctor::Doctor,
     host,
     many::{CreateMany, Many},
@@ -45,6 +46,8 @@ pub struct App {
     pub network: Ipv4Net,
     /// The prefix length of a host's subnet.
     pub host_prefix: u8,
+    /// How long a freed address rests before it is given again.
+    pub address_rest: Duration,
 }
 
 /// Serves one verb with a handler that takes the app.
@@ -84,6 +87,8 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<host::Register, _>(service, app, register::handle).await?;
     serve::<host::Heartbeat, _>(service, app, heartbeat::handle).await?;
     serve::<host::Report, _>(service, app, report::handle).await?;
+    serve::<dns::ListNames, _>(service, app, names::page).await?;
+    serve::<dns::Resolve, _>(service, app, names::resolve).await?;
     serve::<Doctor, _>(service, app, doctor::handle).await?;
     serve::<host::List, _>(service, app, hosts::handle).await
 }

@@ -10,7 +10,8 @@ use bus::{Bus, Service};
 use contract::{
     ApiError, HostId, VmId,
     agent::{
-        Fence, HostUsage, HostVmState, Provisioned, VmAwaitReady, VmBoot, VmObservation, VmProvision, VmRemove, VmStop,
+        Adjusted, Fence, HostUsage, HostVmState, Provisioned, VmAdjust, VmAwaitReady, VmBoot, VmObservation,
+        VmProvision, VmRemove, VmStop,
     },
     guest::GuestFacts,
     host::{self, Capacity, Empty, HeartbeatRequest, RegisterRequest, Registered, ReportRequest},
@@ -298,6 +299,16 @@ async fn serve(bus: &Bus, id: &HostId, inner: &Arc<Inner>) -> Service {
         .serve_agent::<VmAwaitReady, _>(id, move |_, request| {
             let agent = agent.clone();
             async move { await_ready(&agent, request.vm, request.fence, request.wait_ms).await }
+        })
+        .await
+        .unwrap();
+    let agent = inner.clone();
+    service
+        .serve_agent::<VmAdjust, _>(id, move |_, request| {
+            let agent = agent.clone();
+            async move {
+                agent.state.lock().unwrap().take("adjust", request.vm, request.fence).map(|()| Adjusted::default())
+            }
         })
         .await
         .unwrap();
