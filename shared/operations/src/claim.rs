@@ -72,7 +72,7 @@ pub(crate) async fn next(store: &Store, kinds: &[String], worker: &str) -> Resul
             select o.id, o.resource from operations.operation o \
             where o.kind = any($1) and ( \
                 (o.state = 'running' and o.lease_until < now()) \
-                or (o.state = 'queued' and not exists ( \
+                or (o.state = 'queued' and not o.held and not exists ( \
                     select 1 from operations.operation b where b.resource = o.resource \
                     and (b.state = 'running' or (b.state = 'queued' and b.id < o.id))))) \
             order by o.id limit 1 for update skip locked), \

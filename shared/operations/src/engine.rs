@@ -55,12 +55,18 @@ struct Shared {
     bus: Bus,
     worker: String,
     runners: HashMap<&'static str, Arc<dyn Runner>>,
-    kinds: Vec<String>,
+    pools: [Pool; 2],
     wake: Notify,
-    permits: Arc<Semaphore>,
     /// Operations in hand and how to cancel them. Held for a map operation only.
     running: Mutex<HashMap<OperationId, CancellationToken>>,
     keep: Duration,
+}
+
+/// Kinds that share their room. Those that coordinate others have a pool of their own, so that waiting for an operation never takes
+/// the room it needs.
+struct Pool {
+    kinds: Vec<String>,
+    permits: Arc<Semaphore>,
 }
 
 /// Accepts operations and waits for them; clones are cheap.
@@ -106,7 +112,7 @@ impl EngineBuilder {
         self
     }
 
-    /// How many operations to work on at once (at least 1).
+    /// How many operations to work on at once (at least 1), and as many that coordinate others.
     #[must_use]
     pub fn concurrency(mut self, operations: usize) -> Self {
         self.concurrency = operations.max(1);
@@ -122,14 +128,18 @@ impl EngineBuilder {
 
     /// Starts claiming, relaying and purging.
     pub fn start(self) -> Engine {
+        let pool = |coordinates: bool| {
+            let runners = self.runners.values().filter(|runner| runner.coordinates() == coordinates);
+            let kinds = runners.map(|runner| runner.name().to_owned()).collect();
+            Pool { kinds, permits: Arc::new(Semaphore::new(self.concurrency)) }
+        };
         let shared = Arc::new(Shared {
-            kinds: self.runners.values().map(|runner| runner.name().to_owned()).collect(),
+            pools: [pool(false), pool(true)],
             store: self.store,
             bus: self.bus,
             worker: self.worker,
             runners: self.runners,
             wake: Notify::new(),
-            permits: Arc::new(Semaphore::new(self.concurrency)),
             running: Mutex::default(),
             keep: self.keep,
         });
@@ -170,12 +180,20 @@ async fn claim_loop(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTra
     }
 }
 
-/// Claims one operation and starts on it; whether there may be more.
+/// Claims an operation of each pool and starts on it; whether there may be more.
 async fn claim_one(shared: &Arc<Shared>, tasks: &TaskTracker) -> Result<bool, store::StoreError> {
-    let Ok(permit) = shared.permits.clone().try_acquire_owned() else { return Ok(false) };
-    let claim = match claim::next(&shared.store, &shared.kinds, &shared.worker).await? {
+    let mut claimed = false;
+    for pool in &shared.pools {
+        claimed |= !pool.kinds.is_empty() && claim_of(shared, pool, tasks).await?;
+    }
+    Ok(claimed)
+}
+
+async fn claim_of(shared: &Arc<Shared>, pool: &Pool, tasks: &TaskTracker) -> Result<bool, store::StoreError> {
+    let Ok(permit) = pool.permits.clone().try_acquire_owned() else { return Ok(false) };
+    let claim = match claim::next(&shared.store, &pool.kinds, &shared.worker).await? {
         Some(claim) => claim,
-        None => match claim::next_owed(&shared.store, &shared.kinds, &shared.worker).await? {
+        None => match claim::next_owed(&shared.store, &pool.kinds, &shared.worker).await? {
             Some(claim) => claim,
             None => return Ok(false),
         },
@@ -216,7 +234,7 @@ async fn listen(shared: Arc<Shared>) {
 
 async fn hear(shared: &Shared) -> Result<(), bus::BusError> {
     let mut messages = SelectAll::new();
-    for kind in &shared.kinds {
+    for kind in shared.pools.iter().flat_map(|pool| &pool.kinds) {
         messages.push(shared.bus.subscribe(subject::wake(kind)).await?);
     }
     messages.push(shared.bus.subscribe(subject::OPERATION_CANCEL_WILDCARD.to_owned()).await?);

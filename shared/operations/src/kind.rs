@@ -17,6 +17,10 @@ pub trait Kind: Send + Sync + 'static {
     /// What the steps have found out so far; saved with each recorded step.
     type Journal: Serialize + DeserializeOwned + Default + Send + Sync;
 
+    /// Whether its steps wait for other operations of the same engine. Such kinds have room of their own to run in: however many
+    /// of them wait, what they wait for is still worked on. They never wait for each other.
+    const COORDINATES: bool = false;
+
     /// The steps, in order. Names are unique within a kind and never change once released.
     fn steps(&self) -> Vec<Box<dyn Step<Self>>>
     where

@@ -23,5 +23,5 @@ pub use context::Context;
 pub use engine::{Engine, EngineBuilder, Submitter};
 pub use kind::{Kind, Step, StepError};
 pub use record::{get, list};
-pub use submit::{NewOperation, Submitted, cancel, submit};
+pub use submit::{NewOperation, Submitted, cancel, release, submit, submit_held};
 pub use verbs::{answer, serve_operation_verbs};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use contract::{ApiError, OperationId, operation::Operation, subject};
 use serde_json::{Value, json};
-use store::{GenericClient, Store, StoreError, outbox};
+use store::{GenericClient, Store, StoreError, Transaction, outbox};
 
 use crate::record::get_in;
 
@@ -88,6 +88,33 @@ pub async fn submit(client: &impl GenericClient, new: &NewOperation<'_>) -> Resu
         return Ok(Submitted::New(new.id));
     }
     replayed(client, new).await
+}
+
+/// Accepts an operation that no worker takes before [`release`]. From now on it has its place in its resource's queue: what is
+/// submitted later waits behind it. Works inside a caller's transaction only, so that no worker sees it before it is held.
+///
+/// # Errors
+/// As [`submit`].
+pub async fn submit_held(txn: &Transaction<'_>, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {
+    let submitted = submit(txn, new).await?;
+    if let Submitted::New(id) = submitted {
+        let hold = "update operations.operation set held = true, phase = 'held' where id = $1";
+        let statement = txn.prepare_cached(hold).await.map_err(StoreError::from)?;
+        txn.execute(&statement, &[&id.0]).await.map_err(StoreError::from)?;
+    }
+    Ok(submitted)
+}
+
+/// Lets workers take a held operation, whose time begins now; one that is not held any more stays as it is.
+///
+/// # Errors
+/// The database is not there.
+pub async fn release(client: &impl GenericClient, id: OperationId, deadline: Duration) -> Result<(), ApiError> {
+    let query = "update operations.operation set held = false, phase = '', deadline_at = now() + $2 * interval '1 second' \
+         where id = $1 and held and state = 'queued'";
+    let statement = client.prepare_cached(query).await.map_err(StoreError::from)?;
+    client.execute(&statement, &[&id.0, &deadline.as_secs_f64()]).await.map_err(StoreError::from)?;
+    Ok(())
 }
 
 async fn replayed(client: &impl GenericClient, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {

@@ -27,6 +27,7 @@ const RETRY_MAX: Duration = Duration::from_secs(3);
 #[async_trait]
 pub(crate) trait Runner: Send + Sync {
     fn name(&self) -> &'static str;
+    fn coordinates(&self) -> bool;
     async fn run(&self, claim: Claim, store: Store, bus: Bus, cancel: CancellationToken);
 }
 
@@ -45,6 +46,10 @@ pub(crate) struct Work<'a, K: Kind> {
 impl<K: Kind> Runner for KindRunner<K> {
     fn name(&self) -> &'static str {
         K::NAME
+    }
+
+    fn coordinates(&self) -> bool {
+        K::COORDINATES
     }
 
     async fn run(&self, claim: Claim, store: Store, bus: Bus, cancel: CancellationToken) {

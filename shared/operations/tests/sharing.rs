@@ -4,9 +4,11 @@ mod common;
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use common::{At, Deed, STEPS, Stage, World, assert_succeeded, new};
 use contract::{ErrorCode, OperationId, operation::OperationState};
 use futures::{StreamExt, future::join_all};
+use operations::{Context, Engine, Kind, NewOperation, Step, StepError};
 use serde_json::json;
 
 #[tokio::test]
@@ -237,4 +239,69 @@ async fn finished_operations_are_purged_after_their_time_and_no_others() {
     assert_eq!(stage.get(unfinished).await.state, OperationState::Running);
     purger.shutdown(Duration::from_secs(5)).await;
     doomed.kill();
+}
+
+/// Waits for the operation its request names.
+struct Parent;
+
+struct Waits;
+
+impl Kind for Parent {
+    const NAME: &'static str = "test.parent";
+    const COORDINATES: bool = true;
+    type Request = OperationId;
+    type Journal = ();
+
+    fn steps(&self) -> Vec<Box<dyn Step<Self>>> {
+        vec![Box::new(Waits)]
+    }
+
+    fn result(&self, child: &OperationId, (): &()) -> serde_json::Value {
+        json!(child)
+    }
+}
+
+#[async_trait]
+impl Step<Parent> for Waits {
+    fn name(&self) -> &'static str {
+        "waits"
+    }
+
+    async fn run(&self, cx: &Context, _: &Parent, child: &OperationId, (): &mut ()) -> Result<(), StepError> {
+        while !operations::get(cx.store(), *child).await?.state.is_final() {
+            cx.checkpoint()?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_operations_leaves_them_their_room_and_a_held_one_its_place() {
+    let stage = Stage::start().await;
+    let world = World::default();
+    let engine = Engine::builder(stage.store.clone(), stage.bus.clone(), "only").concurrency(1);
+    let engine = engine.kind(common::Story(world.clone())).kind(Parent).start();
+    let (child, behind) = (new("vm:child"), new("vm:child"));
+    let mut client = stage.store.client().await.unwrap();
+    let txn = client.transaction().await.unwrap();
+    operations::submit_held(&txn, &child).await.unwrap();
+    txn.commit().await.unwrap();
+    let parent = NewOperation { kind: Parent::NAME, request: json!(child.id), ..new("lab:parent") };
+    stage.submit_new(&parent).await;
+    stage.until(parent.id, "the parent at work", |now| now.state == OperationState::Running).await;
+
+    // Nobody takes the held one, and what came later waits behind it; other resources are not held up.
+    stage.submit_new(&behind).await;
+    assert_succeeded(&stage.ended(stage.submit("vm:other").await).await);
+    assert_eq!(stage.get(child.id).await.phase, "held");
+    assert_eq!(stage.get(behind.id).await.waits_for, Some(child.id));
+    operations::release(&client, child.id, Duration::from_secs(60)).await.unwrap();
+    stage.bus.notify(contract::subject::wake(child.kind)).await;
+    for id in [child.id, behind.id] {
+        assert_succeeded(&stage.ended(id).await);
+    }
+    assert_eq!(stage.ended(parent.id).await.state, OperationState::Succeeded);
+    assert!(stage.get(child.id).await.finished_at <= stage.get(behind.id).await.started_at);
+    engine.shutdown(Duration::from_secs(5)).await;
 }
