@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use lab::LabCommand;
 pub use vm::{CreateArgs, FeatureArgs, SetArgs, TopArgs, VmCommand, Which};
 
 use crate::{dev::args::DevCommand, output::Format};
 
+mod lab;
 mod vm;
 
 const EXIT_CODES: &str = "\
@@ -85,6 +87,12 @@ pub enum Command {
         #[command(subcommand)]
         /// Which.
         command: DiskCommand,
+    },
+    /// Several VMs that one file names: up, down, list, show
+    Lab {
+        #[command(subcommand)]
+        /// Which.
+        command: LabCommand,
     },
     /// The lab's hosts
     Host {
@@ -267,7 +275,7 @@ pub struct EventsArgs {
     /// From so long ago on, e.g. 10m [default: 1h; with --follow: from now on]
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
-    /// Only those of this area: vm, image, host, operation
+    /// Only those of this area: vm, lab, image, host, operation
     #[arg(long)]
     pub area: Option<String>,
 }

@@ -102,6 +102,7 @@ async fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Events(args) => commands::events::run(&global, format, args).await,
         Command::Doctor(args) => commands::doctor::run(&global, format, args).await,
         Command::Disk { command } => commands::disk::run(&global, format, command).await,
+        Command::Lab { command } => commands::lab::run(&global, format, command).await,
         Command::Host { command } => commands::host::run(&global, format, command).await,
         Command::Op { command } => commands::operation::run(&global, format, command).await,
         Command::Exec(args) => commands::exec::run(&global, args).await,

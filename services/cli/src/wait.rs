@@ -192,7 +192,13 @@ pub fn describe(operation: &Operation) -> String {
         state => state.as_str(),
     };
     let progress = operation.progress.filter(|_| operation.state == OperationState::Running);
+    // A lab counts its VMs; everything else that says how far it is counts bytes.
+    let amount = if operation.kind.starts_with("vm.lab_") && phase != "pull" { vms } else { amount };
     output::clean(&format!("{phase}{}", progress.map(amount).unwrap_or_default()))
+}
+
+fn vms(progress: Progress) -> String {
+    format!(" {} of {} VMs", progress.done, progress.total)
 }
 
 fn amount(progress: Progress) -> String {

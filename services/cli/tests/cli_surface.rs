@@ -36,6 +36,7 @@ fn help_names_every_command_and_the_exit_codes() {
     for (area, verbs) in [
         ("image", &["pull", "ls", "show", "rm"][..]),
         ("vm", &["create", "ls", "show", "start", "stop", "restart", "rm", "logs"]),
+        ("lab", &["up", "down", "ls", "show"]),
         ("op", &["ls", "show", "wait", "watch", "cancel"]),
         ("dev", &["up", "status", "down", "migrate"]),
     ] {

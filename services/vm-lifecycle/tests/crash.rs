@@ -11,7 +11,7 @@ use std::{
 
 use common::{BOUND, FakeAgent, Lab, Mood, roomy};
 use contract::{
-    OperationId,
+    OperationId, host, lab,
     operation::{Cancel, OperationState},
     vm::{self, VmState},
 };
@@ -37,7 +37,8 @@ impl Service {
     async fn ready(lab: &Lab, fault: Option<(&str, &Path)>) -> Self {
         let service = Self::spawn(lab, fault);
         wait_until("the service", BOUND, async || {
-            lab.bus.call::<vm::List>(&vm::ListRequest { limit: 1, ..Default::default() }).await.ok()
+            // The verb that is served last.
+            lab.bus.call::<host::List>(&host::Empty {}).await.ok()
         })
         .await;
         service
@@ -237,4 +238,89 @@ async fn a_cancel_survives_the_death_of_its_worker() {
     assert!(agent.vms().is_empty());
     lab.assert_nothing_held().await;
     second.terminate().await;
+}
+
+fn shop() -> serde_json::Value {
+    json!({
+        "lab": "shop", "defaults": { "image": "debian" },
+        "vms": [{ "name": "web", "count": 2, "after": ["db"] }, { "name": "db" }],
+    })
+}
+
+/// Asks for a lab. The service may die before it has answered; then the row of its key tells.
+async fn lab_accepted(lab: &Lab, key: &str) -> OperationId {
+    let answer = tokio::time::timeout(Duration::from_secs(3), lab.call::<lab::Up>(shop(), Some(key))).await;
+    if let Ok(Ok(reply)) = answer {
+        return reply.operation.unwrap().id;
+    }
+    let look = "select id from operations.operation where kind = 'vm.lab_up' and request_key = $1";
+    wait_until("the operation", BOUND, async || {
+        Some(OperationId(lab.sql.query_opt(look, &[&key]).await.unwrap()?.get(0)))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn killed_at_any_point_of_a_lab_it_is_finished_by_the_next() {
+    let (lab, agent) = lab_with_host().await;
+    let dir = tempfile::tempdir().unwrap();
+    let points = [
+        "vm.lab_up/check/after",
+        "vm.lab_up/images/recorded",
+        "vm.lab_up/reserve/after",
+        "vm.lab_up/reserve/recorded",
+        "vm.create/reserve/after",
+        "vm.lab_up/boot/after",
+        "vm.lab_up/finish/after",
+        "vm.lab_down/check/recorded",
+        "vm.delete/remove/after",
+        "vm.lab_down/take-down/after",
+    ];
+    for (n, point) in points.iter().enumerate() {
+        let mut doomed = Service::ready(&lab, Some((point, &dir.path().join(n.to_string())))).await;
+        let operation = lab_accepted(&lab, point).await;
+        let dies_up = !point.contains("down") && !point.contains("delete");
+        if dies_up {
+            doomed.dies().await;
+            expire_leases(&lab).await;
+        }
+        let mut next = Some(if dies_up { Service::ready(&lab, None).await } else { doomed });
+        let ended = lab.ended(operation).await;
+        assert_eq!(ended.state, OperationState::Succeeded, "{point}: {ended:?}");
+        assert_eq!(lab.count("select count(*) from vm.vm where state = 'running'").await, 3, "{point}");
+        let creates = "select count(*) from operations.operation where kind = 'vm.create' and state = 'succeeded'";
+        assert_eq!(lab.count(creates).await, 3 * (i64::try_from(n).unwrap() + 1), "{point}");
+        assert_eq!(agent.vms().len(), 3, "{point}");
+        let down = lab.call::<lab::Down>(json!({ "lab": "shop" }), None).await.unwrap().operation.unwrap();
+        if !dies_up {
+            next.as_mut().unwrap().dies().await;
+            expire_leases(&lab).await;
+            next = Some(Service::ready(&lab, None).await);
+        }
+        assert_eq!(lab.ended(down.id).await.state, OperationState::Succeeded, "{point}");
+        assert!(agent.vms().is_empty(), "{point}");
+        lab.assert_nothing_held().await;
+        next.unwrap().terminate().await;
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_point_of_a_labs_undo_nothing_is_left() {
+    let (lab, agent) = lab_with_host().await;
+    let dir = tempfile::tempdir().unwrap();
+    agent.set_mood(Mood::Panics);
+    for step in ["boot", "reserve", "images", "check"] {
+        let point = format!("vm.lab_up/{step}/undone");
+        let mut doomed = Service::ready(&lab, Some((&point, &dir.path().join(step)))).await;
+        let operation = lab_accepted(&lab, step).await;
+        doomed.dies().await;
+        expire_leases(&lab).await;
+        let next = Service::ready(&lab, None).await;
+        let ended = lab.ended(operation).await;
+        assert_eq!(ended.state, OperationState::Failed, "{point}");
+        assert_eq!(ended.error.unwrap().details.unwrap()["console_tail"], "Kernel panic - not syncing", "{point}");
+        assert!(agent.vms().is_empty(), "{point}");
+        lab.assert_nothing_held().await;
+        next.terminate().await;
+    }
 }

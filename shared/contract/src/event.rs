@@ -15,7 +15,7 @@ pub struct Event {
     #[serde(with = "time::serde::rfc3339")]
     #[schemars(with = "String")]
     pub at: OffsetDateTime,
-    /// Particulars: for `operation` its kind, resource, state, phase; for `vm` name, state, host, address; for
+    /// Particulars: for `operation` its kind, resource, state, phase; for `vm` name, state, host, address; for `lab` the names of its VMs; for
     /// `image` name, digest.
     pub data: Value,
 }

@@ -18,6 +18,7 @@ pub mod guest;
 pub mod host;
 pub mod id;
 pub mod image;
+pub mod lab;
 pub mod label;
 pub mod many;
 pub mod name;
@@ -32,6 +33,7 @@ pub mod workspace;
 
 pub use error::{ApiError, ErrorCode};
 pub use id::{HostId, ImageId, OperationId, SessionId, VmId};
+pub use lab::LabName;
 pub use label::{LabelKey, LabelSelector, LabelValue, Labels};
 pub use name::{ImageName, KernelName, VmName};
 pub use size::MebiBytes;

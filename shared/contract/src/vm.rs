@@ -12,6 +12,7 @@ use crate::{
     feature::Features,
     host::Empty,
     id::{HostId, ImageId, OperationId, VmId},
+    lab::LabName,
     label::{LabelSelector, Labels},
     name::VmName,
     operation::{Operation, default_limit, default_wait_ms},
@@ -246,6 +247,9 @@ pub struct ListRequest {
     /// Only those with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
+    /// Only those of this lab.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lab: Option<LabName>,
     /// Only those made from this image: its id, or its name at the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -292,6 +296,9 @@ pub struct Vm {
     /// Where guest-agent's ssh server listens on `address`: 22, or 2222 beside an image's own sshd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_port: Option<u16>,
+    /// The lab whose file it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lab: Option<LabName>,
     /// What it is grouped by.
     #[serde(default)]
     pub labels: Labels,

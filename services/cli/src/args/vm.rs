@@ -182,6 +182,9 @@ pub enum VmCommand {
         /// Only those with these labels, e.g. ci=1,team (a key alone takes any value)
         #[arg(short, long, value_name = "SELECTOR")]
         label: Option<String>,
+        /// Only those of this lab
+        #[arg(long)]
+        lab: Option<String>,
         /// Only those made from this image
         #[arg(long)]
         image: Option<String>,

@@ -24,7 +24,7 @@ pub async fn run(global: &Global, format: Format, args: EventsArgs) -> Result<Ou
         }
         Some(area) => {
             return Err(ApiError::invalid_argument(format!("{area:?} is no area of events"))
-                .hint("areas are vm, image, host and operation")
+                .hint("areas are vm, lab, image, host and operation")
                 .into());
         }
     };

@@ -6,6 +6,7 @@ pub mod events;
 pub mod exec;
 pub mod host;
 pub mod image;
+pub mod lab;
 pub mod operation;
 pub mod ssh;
 pub mod vm;

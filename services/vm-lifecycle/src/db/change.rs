@@ -66,17 +66,7 @@ pub async fn vm_change(store: &Store, vm: VmId, epoch: i64, wanted: &Wanted) -> 
     let host: String = row.get(1);
     let (cpus, memory, disk) = (i64::from(wanted.cpus), i64::from(wanted.memory.0), i64::from(wanted.disk.0));
     let more = [cpus - row.get::<_, i64>(2), memory - row.get::<_, i64>(3), disk - row.get::<_, i64>(4)];
-    let hold = "update vm.host h set cpus_held = h.cpus_held + $2, memory_held = h.memory_held + $3, \
-            disk_held = h.disk_held + $4, cpus_limit = greatest(h.cpus_offered, h.cpus_held + $2), \
-            memory_limit = greatest(h.memory_offered, h.memory_held + $3), \
-            disk_limit = greatest(h.disk_offered, h.disk_held + $4) \
-         where h.id = $1 and ($2::bigint <= 0 or h.cpus_held + $2 <= h.cpus_offered) \
-            and ($3::bigint <= 0 or h.memory_held + $3 <= h.memory_offered) and ($4::bigint <= 0 or h.disk_held + $4 <= h.disk_offered)";
-    let held = txn.execute(hold, &[&host, &more[0], &more[1], &more[2]]).await.map_err(StoreError::from)?;
-    if held == 0 {
-        let [cpus, memory, disk] = more;
-        return Err(ChangeError::NoRoom(format!("{cpus} more CPUs, {memory} MiB of memory and {disk} MiB of disk")));
-    }
+    // Name before host, as a reservation locks them.
     let write = "update vm.vm set epoch = greatest(epoch, $2), name = $3, cpus = $4::bigint::integer, memory_mib = $5, \
             disk_mib = $6, labels = $7, restart_policy = $8, expires_at = $9, deletion_protection = $10, \
             features = features || jsonb_build_object('ports', $11::jsonb), \
@@ -106,6 +96,17 @@ pub async fn vm_change(store: &Store, vm: VmId, epoch: i64, wanted: &Wanted) -> 
             return Err(ChangeError::NameTaken(name.to_owned()));
         }
         other => drop(other?),
+    }
+    let hold = "update vm.host h set cpus_held = h.cpus_held + $2, memory_held = h.memory_held + $3, \
+            disk_held = h.disk_held + $4, cpus_limit = greatest(h.cpus_offered, h.cpus_held + $2), \
+            memory_limit = greatest(h.memory_offered, h.memory_held + $3), \
+            disk_limit = greatest(h.disk_offered, h.disk_held + $4) \
+         where h.id = $1 and ($2::bigint <= 0 or h.cpus_held + $2 <= h.cpus_offered) \
+            and ($3::bigint <= 0 or h.memory_held + $3 <= h.memory_offered) and ($4::bigint <= 0 or h.disk_held + $4 <= h.disk_offered)";
+    let held = txn.execute(hold, &[&host, &more[0], &more[1], &more[2]]).await.map_err(StoreError::from)?;
+    if held == 0 {
+        let [cpus, memory, disk] = more;
+        return Err(ChangeError::NoRoom(format!("{cpus} more CPUs, {memory} MiB of memory and {disk} MiB of disk")));
     }
     let ports = json!(host_ports(&wanted.ports));
     txn.execute("select vm.take_ports($1, $2, $3)", &[&vm.0, &host, &ports]).await.map_err(port_taken)?;

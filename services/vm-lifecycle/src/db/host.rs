@@ -254,9 +254,11 @@ pub async fn host_announce(store: &Store) -> Result<Vec<(String, bool)>, StoreEr
     let statement = client
         .prepare_cached(
             "with changed as ( \
-                update vm.host set announced_up = not announced_up \
-                where announced_up <> (last_seen >= clock_timestamp() - make_interval(secs => $1)) \
-                returning id, announced_up), \
+                update vm.host h set announced_up = not h.announced_up from ( \
+                    select c.id from vm.host c \
+                    where c.announced_up <> (c.last_seen >= clock_timestamp() - make_interval(secs => $1)) \
+                    order by c.id for no key update skip locked) c \
+                where h.id = c.id returning h.id, h.announced_up), \
              told as ( \
                 insert into operations.outbox (subject, data) \
                 select 'warren.event.host.' || id || case when announced_up then '.up' else '.down' end, \

@@ -5,6 +5,8 @@ pub mod disk;
 pub mod due;
 pub mod examine;
 pub mod host;
+pub mod lab;
+pub mod lab_reservation;
 pub mod names;
 pub mod observation;
 pub mod reservation;

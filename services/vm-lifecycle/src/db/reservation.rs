@@ -10,7 +10,7 @@ use contract::{
 };
 use runtime::telemetry;
 use serde::Serialize;
-use store::{Store, StoreConfig, StoreError};
+use store::{GenericClient, Store, StoreConfig, StoreError};
 use tokio::sync::Semaphore;
 
 use super::db_error;
@@ -181,8 +181,8 @@ impl From<ReserveError> for ApiError {
 /// and the rest of the service needs connections too. Clones share the bound.
 #[derive(Clone, Debug)]
 pub struct Reservations {
-    store: Store,
-    turns: Arc<Semaphore>,
+    pub(super) store: Store,
+    pub(super) turns: Arc<Semaphore>,
     rest: Duration,
 }
 
@@ -215,6 +215,20 @@ impl Reservations {
     pub async fn reserve(&self, claim: &Claim) -> Result<Reserved, ReserveError> {
         let turn = self.turns.acquire().await;
         let client = self.store.client().await?;
+        let reserved = self.reserve_with(&client, claim).await;
+        drop((client, turn));
+        reserved
+    }
+
+    /// Reserves on a connection of the caller's, within its transaction if it has one.
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    pub(super) async fn reserve_with(
+        &self,
+        client: &impl GenericClient,
+        claim: &Claim,
+    ) -> Result<Reserved, ReserveError> {
         let statement = client.prepare_cached(RESERVE).await.map_err(StoreError::from)?;
         let operation = claim.fence.map(|fence| fence.operation.0);
         let row = client
@@ -238,7 +252,6 @@ impl Reservations {
                 ],
             )
             .await;
-        drop((client, turn));
         let row = row.map_err(|error| refusal(error.into(), claim))?;
         let std::net::IpAddr::V4(address) = row.try_get(0).map_err(StoreError::from)? else {
             return Err(StoreError::Schema("a lease holds an IPv6 address".to_owned()).into());

@@ -6,7 +6,7 @@ use std::{
 };
 
 use contract::{
-    HostId, ImageId, LabelSelector, Labels, MebiBytes, OperationId, VmId, VmName, deadline, subject,
+    HostId, ImageId, LabName, LabelSelector, Labels, MebiBytes, OperationId, VmId, VmName, deadline, subject,
     vm::{ListRequest, Vm, VmState},
 };
 use serde_json::json;
@@ -36,15 +36,15 @@ pub struct VmRow {
     pub epoch: i64,
 }
 
-const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, v.cpus::bigint as cpus, v.memory_mib, \
+pub(super) const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, v.cpus::bigint as cpus, v.memory_mib, \
      v.disk_mib, v.ssh_keys, v.ssh_host_key, v.ssh_port, v.reason, v.epoch, v.created_at, v.ready_at, l.address, \
      v.labels, v.restart_policy, v.restarts::bigint as restarts, v.restart_at, v.expires_at, v.deletion_protection, v.features, \
      array(select o.id from operations.operation o where o.resource = 'vm:' || v.id and o.state = 'queued' order by o.id) \
         as queued, \
-     masklen(h.subnet) as prefix, h.gateway, \
+     masklen(h.subnet) as prefix, h.gateway, (select m.lab from vm.lab_member m where m.vm_id = v.id) as lab, \
      h.last_seen < clock_timestamp() - make_interval(secs => $1) as host_down, \
      (select o.id from operations.operation o where o.resource = 'vm:' || v.id and o.state = 'running') as operation";
-const TABLES: &str = "vm.vm v join vm.lease l on l.vm_id = v.id join vm.host h on h.id = v.host_id";
+pub(super) const TABLES: &str = "vm.vm v join vm.lease l on l.vm_id = v.id join vm.host h on h.id = v.host_id";
 
 /// The longest pause before a VM is started again by its policy; the first is 1 s, each one double.
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(300);
@@ -86,6 +86,7 @@ pub async fn vm_list(
         "select {listed} from {TABLES} where ($2::text is null or v.state = $2) and ($3::text is null or v.host_id = $3) \
          and ($4::text is null or v.name > $4) and ($6::jsonb is null or v.labels @> $6) \
          and ($7::text[] is null or v.labels ?& $7) and ($8::text is null or v.image_name = $8 or v.image_id::text = $8) \
+         and ($9::text is null or exists (select from vm.lab_member m where m.vm_id = v.id and m.lab = $9)) \
          order by v.name limit $5"
     );
     let statement = client.prepare_cached(&sql).await?;
@@ -94,8 +95,12 @@ pub async fn vm_list(
     let after = filter.after.as_ref().map(VmName::as_str);
     let (exact, present) = labels(filter.label.as_ref());
     let limit = i64::from(limit) + 1;
+    let lab = filter.lab.as_ref().map(LabName::as_str);
     let rows = client
-        .query(&statement, &[&host_down_seconds(), &state, &host, &after, &limit, &exact, &present, &filter.image])
+        .query(
+            &statement,
+            &[&host_down_seconds(), &state, &host, &after, &limit, &exact, &present, &filter.image, &lab],
+        )
         .await?;
     rows.iter().map(|row| read(row, domain)).collect()
 }
@@ -108,7 +113,7 @@ fn labels(selector: Option<&LabelSelector>) -> (Option<serde_json::Value>, Optio
     ((!exact.is_empty()).then(|| json!(exact)), (!present.is_empty()).then_some(present))
 }
 
-fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
+pub(super) fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
     let (IpAddr::V4(address), IpAddr::V4(gateway)) = (row.try_get("address")?, row.try_get("gateway")?) else {
         return Err(StoreError::Schema("a lease or gateway is an IPv6 address".to_owned()));
     };
@@ -130,6 +135,11 @@ fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
         name,
         ssh_host_key: row.try_get("ssh_host_key")?,
         ssh_port: port.and_then(|port| u16::try_from(port).ok()),
+        lab: row
+            .try_get::<_, Option<String>>("lab")?
+            .map(|lab| lab.parse())
+            .transpose()
+            .map_err(|error| StoreError::Schema(format!("a VM's lab: {error}")))?,
         labels: serde_json::from_value(row.try_get("labels")?)
             .map_err(|error| StoreError::Schema(format!("a VM's labels: {error}")))?,
         restart: parsed(row, "restart_policy")?,

@@ -6,6 +6,7 @@ mod doctor;
 mod get;
 mod heartbeat;
 mod hosts;
+mod lab;
 mod lifecycle;
 mod list;
 mod many;
@@ -21,7 +22,7 @@ use bus::{Bus, BusError, RequestContext, Service};
 use contract::{
     ApiError, Verb, dns,
     doctor::Doctor,
-    host,
+    host, lab as labs,
     many::{CreateMany, Many},
     usage::Usage,
     vm,
@@ -84,6 +85,10 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<vm::DiskList, _>(service, app, disks::list).await?;
     serve::<vm::DiskDelete, _>(service, app, disks::delete).await?;
     serve::<vm::Delete, _>(service, app, lifecycle::handle::<Delete>).await?;
+    serve::<labs::Up, _>(service, app, lab::up).await?;
+    serve::<labs::Down, _>(service, app, lab::down).await?;
+    serve::<labs::List, _>(service, app, lab::list).await?;
+    serve::<labs::Get, _>(service, app, lab::get).await?;
     serve::<host::Register, _>(service, app, register::handle).await?;
     serve::<host::Heartbeat, _>(service, app, heartbeat::handle).await?;
     serve::<host::Report, _>(service, app, report::handle).await?;

@@ -6,8 +6,13 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use contract::{
-    ApiError, HostId, ImageId, MebiBytes, OperationId, VmId, agent::VmSpec, deadline, feature::Features,
-    image::ImageConfig, operation::VmResult, vm::CreateRequest,
+    ApiError, HostId, ImageId, MebiBytes, OperationId, VmId,
+    agent::{Fence, VmSpec},
+    deadline,
+    feature::Features,
+    image::ImageConfig,
+    operation::VmResult,
+    vm::CreateRequest,
 };
 use ipnet::Ipv4Net;
 use operations::{Context, Kind, Step, StepError};
@@ -138,7 +143,7 @@ impl Step<Create> for Resolve {
             return Err(StepError::permanent(ReserveError::NameTaken(create.name.clone()).into()));
         }
         drop(client);
-        let search = Search { image: &create.image, host: create.host.as_ref(), vm: &create.name };
+        let search = Search { image: &create.image, host: create.host.as_ref(), vm: &create.name, part: None };
         let image = image::resolve(cx, search, &mut journal.pull).await?;
         let name = image.name.to_string();
         journal.image = Some(Resolved { id: image.id, name, config: image.config, hosts: image.hosts });
@@ -175,8 +180,12 @@ impl Step<Create> for Reserve {
         let mut filled = BTreeSet::new();
         loop {
             cx.checkpoint()?;
-            let host = choose(cx, kind, order, &image, &filled).await?;
-            let claim = claim(cx, order, &image, host);
+            // Reserved already, by an earlier attempt or with its lab: what is held is not looked for again.
+            let host = match rows::host(cx, order.vm_id).await? {
+                Some(host) => host,
+                None => choose(cx, kind, order, &image, &filled).await?,
+            };
+            let claim = claim(order, (image.id, &image.name), host, Some(cx.fence()));
             match kind.0.reservations.reserve(&claim).await {
                 Ok(reserved) => {
                     let client = cx.store().client().await?;
@@ -212,9 +221,7 @@ async fn choose(
     let hosts = host_candidates(&client, kind.0.reservations.rest()).await?;
     drop(client);
     let kept = kept_on(cx, create).await?;
-    let data: u32 = create.features.disks.iter().filter(|disk| !disk.keep).map(|disk| disk.size.0).sum();
-    let disk = MebiBytes(create.disk.0.saturating_add(data));
-    let needs = Needs { cpus: create.cpus, memory: create.memory, disk };
+    let needs = needs(create);
     let wanted = create.host.as_ref().or(kept.as_ref());
     let kernel = create.features.kernel.as_ref();
     let question = Question { needs, image: &image.name, holders: &image.hosts, kernel, wanted, filled };
@@ -222,8 +229,15 @@ async fn choose(
     place(&hosts, &question).cloned().map_err(StepError::permanent)
 }
 
+/// What a VM takes of its host.
+pub(super) fn needs(create: &CreateRequest) -> Needs {
+    let data: u32 = create.features.disks.iter().filter(|disk| !disk.keep).map(|disk| disk.size.0).sum();
+    let disk = MebiBytes(create.disk.0.saturating_add(data));
+    Needs { cpus: create.cpus, memory: create.memory, disk }
+}
+
 /// The host of a kept disk that is there already: the VM has to go to it. The reservation refuses what does not fit together.
-async fn kept_on(cx: &Context, create: &CreateRequest) -> Result<Option<HostId>, StepError> {
+pub(super) async fn kept_on(cx: &Context, create: &CreateRequest) -> Result<Option<HostId>, StepError> {
     let kept: Vec<&str> =
         create.features.disks.iter().filter(|disk| disk.keep).map(|disk| disk.name.as_str()).collect();
     if kept.is_empty() {
@@ -233,14 +247,20 @@ async fn kept_on(cx: &Context, create: &CreateRequest) -> Result<Option<HostId>,
     Ok(disk_host(&client, &kept).await?)
 }
 
-fn claim(cx: &Context, order: &CreateOrder, image: &Resolved, host: HostId) -> Claim {
+/// What a create reserves of its host.
+pub(super) fn claim(
+    order: &CreateOrder,
+    (image, image_name): (ImageId, &str),
+    host: HostId,
+    fence: Option<Fence>,
+) -> Claim {
     let create = &order.create;
     Claim {
         id: order.vm_id,
         name: create.name.clone(),
         host,
-        image: image.id,
-        image_name: image.name.clone(),
+        image,
+        image_name: image_name.to_owned(),
         cpus: create.cpus,
         memory: create.memory,
         disk: create.disk,
@@ -253,7 +273,7 @@ fn claim(cx: &Context, order: &CreateOrder, image: &Resolved, host: HostId) -> C
             ..Settings::default()
         }
         .with(create.features.clone()),
-        fence: Some(cx.fence()),
+        fence,
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Search<'a> {
     pub host: Option<&'a HostId>,
     /// The VM, for messages.
     pub vm: &'a VmName,
+    /// Which of several images of one operation it is.
+    pub part: Option<usize>,
 }
 
 /// Finds the image, pulling it when it is a reference the lab does not hold. `pull` remembers the pull for a
@@ -95,7 +97,8 @@ async fn pulled(
         wait: false,
         timeout_ms: operation::default_wait_ms(),
     };
-    let options = CallOptions { request_key: Some(format!("{}-pull", cx.operation())), ..CallOptions::default() };
+    let part = search.part.map(|part| format!("-{part}")).unwrap_or_default();
+    let options = CallOptions { request_key: Some(format!("{}-pull{part}", cx.operation())), ..CallOptions::default() };
     let mut pulling: Operation = cx.bus().call_with::<Pull>(&request, options).await?;
     *pull = Some(pulling.id);
     while !pulling.state.is_final() {

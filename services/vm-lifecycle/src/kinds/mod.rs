@@ -4,6 +4,7 @@ mod agent;
 pub mod create;
 pub mod delete;
 mod image;
+pub mod lab;
 mod pause;
 mod power;
 mod rows;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::db::reservation::Reservations;
 
 pub use delete::Delete;
+pub use lab::{LabDown, LabUp};
 pub use pause::{Pause, Resume};
 pub use power::{Restart, Start, Stop};
 
@@ -56,4 +58,6 @@ pub fn register(engine: EngineBuilder, lab: &Arc<Lab>) -> EngineBuilder {
         .kind(Resume(lab.clone()))
         .kind(set::Set(lab.clone()))
         .kind(Delete(lab.clone()))
+        .kind(LabUp(lab.clone()))
+        .kind(LabDown(lab.clone()))
 }

@@ -1,7 +1,8 @@
 //! What steps do to VM rows, in the words of operations.
 
-use contract::{ApiError, VmId, VmName, vm::VmState};
+use contract::{ApiError, HostId, VmId, VmName, vm::VmState};
 use operations::{Context, StepError};
+use store::StoreError;
 
 use crate::{
     db::vm::{Changed, Patch, VmRow, vm_apply, vm_find},
@@ -20,6 +21,18 @@ pub async fn row(cx: &Context, domain: &str, vm: VmId, name: &VmName) -> Result<
 
 fn gone(name: &VmName) -> StepError {
     StepError::permanent(ApiError::not_found(format!("VM {name} is gone")).hint("`warren vm ls` lists the VMs"))
+}
+
+/// The host a VM is on, once it is reserved.
+///
+/// # Errors
+/// The database could not.
+pub async fn host(cx: &Context, vm: VmId) -> Result<Option<HostId>, StepError> {
+    let client = cx.store().client().await?;
+    let statement = client.prepare_cached("select host_id from vm.vm where id = $1").await.map_err(StoreError::from)?;
+    let row = client.query_opt(&statement, &[&vm.0]).await.map_err(StoreError::from)?;
+    let host = row.map(|row| row.get::<_, String>(0).parse()).transpose();
+    host.map_err(|error| StepError::permanent(ApiError::internal(format!("a VM's host: {error}"))))
 }
 
 /// Applies an event in the name of this operation. Gives where the VM stood before and stands now.

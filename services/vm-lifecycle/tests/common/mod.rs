@@ -177,6 +177,11 @@ impl Lab {
         self.events_below(&format!("warren.event.host.{host}.")).await.join(" ")
     }
 
+    /// What the events about a lab say, oldest first.
+    pub async fn lab_events(&self, name: &str) -> Vec<String> {
+        self.events_below(&format!("warren.event.lab.{name}.")).await
+    }
+
     async fn events_below(&self, prefix: &str) -> Vec<String> {
         // The relay makes the stream when it has something to tell.
         let Ok(stream) = self.bus.jetstream().get_stream(contract::subject::EVENT_STREAM).await else {

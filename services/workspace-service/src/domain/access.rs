@@ -52,6 +52,7 @@ mod tests {
             fqdn: "web.warren".into(),
             ssh_host_key: None,
             ssh_port: None,
+            lab: None,
             labels: contract::Labels::new(),
             restart: contract::vm::RestartPolicy::No,
             restarts: 0,

@@ -79,6 +79,7 @@ impl Lab {
             fqdn: format!("{name}.warren"),
             ssh_host_key: None,
             ssh_port: None,
+            lab: None,
             labels: contract::Labels::new(),
             restart: contract::vm::RestartPolicy::No,
             restarts: 0,

@@ -201,7 +201,8 @@ fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, ApiError> {
     Ok(keys)
 }
 
-fn default_keys() -> Vec<String> {
+/// The keys in all `~/.ssh/*.pub`.
+pub(crate) fn default_keys() -> Vec<String> {
     let Some(home) = std::env::var_os("HOME") else { return Vec::new() };
     let Ok(entries) = std::fs::read_dir(Path::new(&home).join(".ssh")) else { return Vec::new() };
     let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();

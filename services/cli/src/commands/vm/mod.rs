@@ -1,7 +1,7 @@
 //! `warren vm …`
 
 mod console;
-mod create;
+pub(super) mod create;
 mod many;
 mod set;
 mod top;
@@ -40,10 +40,10 @@ const PAGE: u32 = 200;
 pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<Outcome, Failure> {
     match command {
         VmCommand::Create(args) => create::run(global, format, *args).await,
-        VmCommand::Ls { state, host, label, image } => {
+        VmCommand::Ls { state, host, label, lab, image } => {
             let (state, host) = (parse_some(state.as_deref())?, parse_some(host.as_deref())?);
-            let label = parse_some(label.as_deref())?;
-            let request = ListRequest { state, host, label, image, limit: PAGE, after: None };
+            let (label, lab) = (parse_some(label.as_deref())?, parse_some(lab.as_deref())?);
+            let request = ListRequest { state, host, label, lab, image, limit: PAGE, after: None };
             let list = all(&Client::connect(global).await?, request).await?;
             match format {
                 Format::Json => output::json(&list)?,
@@ -160,6 +160,7 @@ fn show(vm: &Vm) -> Result<(), Failure> {
         ("disk", vm.disk.to_string()),
         ("ssh host key", vm.ssh_host_key.clone().unwrap_or_default()),
         ("ssh port", vm.ssh_port.map(|port| port.to_string()).unwrap_or_default()),
+        ("lab", vm.lab.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("labels", labels_text(&vm.labels)),
         ("restart", restart(vm)),
         ("network", vm.features.network.as_str().to_owned()),
