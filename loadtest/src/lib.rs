@@ -8,3 +8,4 @@ mod latency;
 mod pgbench;
 pub mod report;
 pub mod reserve;
+pub mod taps;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use loadtest::{boot, create, density, reserve};
+use loadtest::{boot, create, density, reserve, taps};
 use runtime::telemetry;
 
 /// Load on a lab, and benchmarks of its parts.
@@ -35,6 +35,8 @@ enum Scenario {
     Density(density::Options),
     /// Creates in a lab of its own, one after the other or several at once, beside a bare QEMU with the same kernel and image.
     Boot(boot::Options),
+    /// A new VM's network: with ready taps and without, beside the programs `ip` and `nft`.
+    Taps(taps::Options),
 }
 
 #[tokio::main]
@@ -67,6 +69,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         }
         Scenario::Boot(options) => {
             let report = boot::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+        Scenario::Taps(options) => {
+            let report = taps::run(&options).await?;
             (report.table(), serde_json::to_string_pretty(&report)?, report.good())
         }
     };

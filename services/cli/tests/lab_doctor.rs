@@ -38,12 +38,14 @@ async fn leaks_are_found_and_removed_and_nothing_else_is() {
     let (code, healthy) = doctor(&lab, &[]).await;
     assert_eq!((code, leaks(&healthy)), (Some(0), vec![]), "{healthy}");
     let checks = healthy["hosts"][1]["checks"].as_array().unwrap();
-    for name in ["vmm", "kvm", "kernel", "cgroups", "disk", "handles", "kernels", "network", "ports", "clock"] {
+    for name in ["vmm", "kvm", "kernel", "cgroups", "disk", "handles", "kernels", "network", "taps", "ports", "clock"] {
         assert!(checks.iter().any(|check| check["name"] == name), "{name}: {healthy}");
     }
 
-    // A tap of Warren's that no VM has, one of somebody else's, and a control group of nobody's.
-    sh(&format!("ip -n warren-{host} tuntap add wtdeadbeef mode tap; ip -n warren-{host} tuntap add other0 mode tap"));
+    // Taps of Warren's that neither a VM nor the pool has, one of somebody else's, and a control group of nobody's.
+    for tap in ["wtdeadbeef", "wtp0badcafe", "other0"] {
+        sh(&format!("ip -n warren-{host} tuntap add {tap} mode tap"));
+    }
     let group = format!("/sys/fs/cgroup/unified/warren/{host}/0190b6f0-0000-7000-8000-00000000dead");
     let grouped = Path::new(&group).parent().unwrap().exists();
     if grouped {
@@ -51,11 +53,13 @@ async fn leaks_are_found_and_removed_and_nothing_else_is() {
     }
     let (code, found) = doctor(&lab, &["--leaks"]).await;
     assert_eq!(code, Some(1), "{found}");
-    assert!(leaks(&found).contains(&("tap".into(), "wtdeadbeef".into(), false)), "{found}");
+    for tap in ["wtdeadbeef", "wtp0badcafe"] {
+        assert!(leaks(&found).contains(&("tap".into(), tap.into(), false)), "{found}");
+    }
     let (code, fixed) = doctor(&lab, &["--fix"]).await;
     assert_eq!(code, Some(0), "{fixed}");
     assert!(
-        leaks(&fixed).iter().all(|(_, _, fixed)| *fixed) && leaks(&fixed).len() == 1 + usize::from(grouped),
+        leaks(&fixed).iter().all(|(_, _, fixed)| *fixed) && leaks(&fixed).len() == 2 + usize::from(grouped),
         "{fixed}"
     );
     assert!(!taps(&host).contains(&"wtdeadbeef".to_owned()) && !Path::new(&group).exists());

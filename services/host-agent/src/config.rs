@@ -9,7 +9,7 @@ use contract::{HostId, MebiBytes, host::Capacity};
 use ipnet::Ipv4Net;
 use runtime::config::{ConfigError, Reader};
 
-use crate::{disk, dns, files};
+use crate::{disk, dns, files, net::LARGEST_POOL};
 
 /// Virtual CPUs offered for each real one when nothing else is said: lab VMs mostly wait.
 const CPU_OVERCOMMIT: u32 = 8;
@@ -17,6 +17,9 @@ const CPU_OVERCOMMIT: u32 = 8;
 const MEMORY_RESERVE: MebiBytes = MebiBytes(1024);
 /// Disk space that stays free.
 const DISK_RESERVE: MebiBytes = MebiBytes(2048);
+
+/// How many taps are kept ready when nothing else is said: more creates than that seldom reach one host at once.
+const TAP_POOL: u16 = 8;
 
 /// How guests are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +78,8 @@ pub struct Config {
     pub acceleration: Acceleration,
     /// `WARREN_UPLINK`: none or veth.
     pub uplink: Uplink,
+    /// `WARREN_TAP_POOL`: how many taps are kept ready for new VMs.
+    pub tap_pool: u16,
     /// `WARREN_PUBLISH_ADDRESS`: the machine's address published ports are opened on where they name none.
     pub publish_address: Ipv4Addr,
     /// `WARREN_DNS_FORWARD` and `WARREN_DNS_ADDRESS`: whom the lab's name server asks for the rest, and where else it serves.
@@ -130,6 +135,10 @@ impl Config {
         let disk = env.or("WARREN_DISK", disk::Wanted::Auto);
         let acceleration = env.or("WARREN_ACCEL", Acceleration::Auto);
         let uplink = uplink(&mut env);
+        let tap_pool = env.or("WARREN_TAP_POOL", TAP_POOL);
+        if tap_pool > LARGEST_POOL {
+            env.problem(format!("WARREN_TAP_POOL {tap_pool} is more than {LARGEST_POOL}"));
+        }
         let publish_address = env.or("WARREN_PUBLISH_ADDRESS", Ipv4Addr::LOCALHOST);
         let dns = dns(&mut env);
         let insecure = env.or("WARREN_INSECURE_REGISTRIES", String::new());
@@ -157,6 +166,7 @@ impl Config {
                 guest_agent: guest_agent?,
                 acceleration,
                 uplink,
+                tap_pool,
                 publish_address,
                 dns,
                 insecure_registries,

@@ -101,7 +101,7 @@ fn prepare(
         },
     )
     .context("the images cannot be opened")?;
-    let lab = Lab::new(&config.host, config.uplink);
+    let lab = Lab::with_pool(&config.host, config.uplink, config.tap_pool);
     let deps = Deps {
         dirs: VmDirs::open(&config.state_dir).context("the VMs' directory cannot be opened")?,
         state_dir: config.state_dir.clone(),

@@ -130,6 +130,7 @@ impl Stage {
         for (n, guest) in guests.iter().enumerate() {
             let last = u8::try_from(n).unwrap() + 2;
             let guarded = Guarded {
+                vm: VmId::new(),
                 tap: format!("wtguest{last}"),
                 mac: format!("02:57:0a:4d:00:0{last}"),
                 address: [10, 77, 0, last].into(),

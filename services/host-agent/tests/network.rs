@@ -4,6 +4,7 @@
 mod common;
 
 use std::{
+    io::Write,
     net::{Ipv4Addr, UdpSocket},
     time::{Duration, Instant},
 };
@@ -18,6 +19,44 @@ use host_agent::{
 
 const INTERNET: &str = "198.51.100.2";
 const MACHINE: &str = "198.51.100.1";
+
+/// Rules as nft(8) shows them.
+const READABLE: [&str; 14] = [
+    "ct state established,related accept",
+    "ip daddr 169.254.0.0/16 drop",
+    "ip saddr @isolated drop",
+    r#"iifname "wrbr0" oifname "wrbr0" accept"#,
+    r#"iifname "wrbr0" oifname "uplink" ip saddr @outward accept"#,
+    r#"iifname "wrbr0" icmp type echo-request accept"#,
+    r#"iifname "wrbr0" udp dport 53 accept"#,
+    r#"oifname "uplink" masquerade"#,
+    r#"iifname != "wt*" accept"#,
+    "iifname . ether saddr != @macs drop",
+    "iifname . ether saddr . ip saddr @guests accept",
+    "arp htype 1 arp ptype ip iifname . arp saddr ether . arp saddr ip @guests accept",
+    r#""wtguest2" . 02:57:0a:4d:00:02 . 10.77.0.2"#,
+    r#""wtguest2" comment "0190b6f0-0000-7000-8000-000000000002""#,
+];
+
+/// What an older agent had nft(8) make, with one guest.
+const OLDER: &str = r#"
+table inet warren {
+  set outward { type ipv4_addr; elements = { 10.77.0.2 } }
+  set isolated { type ipv4_addr; }
+  chain forwarded { type filter hook forward priority filter; policy drop; ip daddr 169.254.0.0/16 drop; }
+  chain incoming {
+    type filter hook input priority filter; policy drop;
+    iifname "wrbr0" meta l4proto { tcp, udp } th dport 53 accept
+  }
+  chain leaving { type nat hook postrouting priority srcnat; policy accept; oifname "uplink" masquerade; }
+}
+table bridge warren {
+  set macs { type ifname . ether_addr; elements = { "wtguest2" . 02:57:0a:4d:00:02 } }
+  set guests { type ifname . ether_addr . ipv4_addr; elements = { "wtguest2" . 02:57:0a:4d:00:02 . 10.77.0.2 } }
+  set isolated { type ifname; }
+  chain bridged { type filter hook forward priority -200; policy accept; iifname @isolated drop; }
+  chain guarded { type filter hook prerouting priority -300; policy accept; iifname != "wt*" accept; drop; }
+}"#;
 
 struct Stage {
     internet: Ns,
@@ -72,6 +111,7 @@ impl Drop for Stage {
 fn guarded(n: usize) -> Guarded {
     let n = u8::try_from(n).unwrap() + 2;
     Guarded {
+        vm: format!("0190b6f0-0000-7000-8000-00000000000{n}").parse().unwrap(),
         tap: format!("wtguest{n}"),
         mac: format!("02:57:0a:4d:00:0{n}"),
         address: [10, 77, 0, n].into(),
@@ -155,8 +195,10 @@ fn a_guest_with_anothers_address_or_mac_reaches_nobody() {
     // One that is removed speaks no more, also before its tap is gone.
     stage.lab.remove_guest(&guarded(1)).unwrap();
     assert_eq!(web.ask("10.77.0.3:7000"), None);
-    assert!(!stage.inside.sh("nft list table bridge warren").contains("wtguest3"));
     stage.lab.remove_guest(&guarded(1)).unwrap();
+    until("the tap and all that names it go", || {
+        !stage.inside.sh("nft list table bridge warren; ip -o link").contains("wtguest3")
+    });
 }
 
 #[test]
@@ -168,8 +210,40 @@ fn a_lab_made_again_keeps_its_guests_and_one_removed_leaves_the_machine_as_it_wa
     let stage = Stage::new("again");
     let [web, db] = &stage.guests;
     db.listen(7000);
-    let (lab, again) = (stage.lab.clone(), [guarded(0), guarded(1)]);
-    stage.machine.run(move || lab.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &again)).unwrap();
+    stage.internet.listen(7000);
+    let rules = stage.inside.sh("nft list ruleset");
+    for line in READABLE {
+        assert!(rules.contains(line), "{line}\n{rules}");
+    }
+    let again = |guests: &[Guarded]| {
+        let (lab, guests) = (stage.lab.clone(), guests.to_vec());
+        stage.machine.run(move || lab.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &guests)).unwrap();
+    };
+    let goes_on = |when: &str| {
+        assert!(web.ask("10.77.0.3:7000").is_some(), "{when}");
+        assert!(web.ask(&format!("{INTERNET}:7000")).is_some(), "{when}");
+    };
+    // Also without being named, as a VM whose handles are damaged cannot be.
+    again(&[]);
+    goes_on("made again");
+    assert_eq!(stage.inside.sh("nft list ruleset"), rules, "a repeat adds nothing");
+
+    // What an older agent left, which ran nft(8).
+    stage
+        .inside
+        .sh(&format!("nft delete table inet warren; nft delete table bridge warren; nft -f - <<'E'\n{OLDER}\nE"));
+    again(&[guarded(0), guarded(1)]);
+    goes_on("after an older agent");
+    let sorted = |rules: &str| {
+        let mut lines: Vec<_> = rules.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&stage.inside.sh("nft list ruleset")), sorted(&rules), "but for the order of the chains");
+
+    // The address of a VM that is lost comes to one that may not leave the lab.
+    again(&[Guarded { mode: NetworkMode::Lab, ..guarded(0) }]);
+    assert_eq!(web.ask(&format!("{INTERNET}:7000")), None, "the next VM with that address");
     assert!(web.ask("10.77.0.3:7000").is_some());
 
     assert!(stage.machine.sh("nft list ruleset").contains("warren-again"));
@@ -227,6 +301,153 @@ fn a_published_udp_port_answers_each_sender_and_one_in_use_is_refused() {
     while let Err(error) = UdpSocket::bind(("127.0.0.1", free)) {
         assert!(Instant::now() < give_up, "the port is still taken: {error}");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn two_labs_on_one_machine_do_not_reach_each_other() {
+    if let Some(why) = common::missing() {
+        println!("skipped: {why}");
+        return;
+    }
+    let stage = Stage::new("one");
+    let web = &stage.guests[0];
+    let other = Lab::new(
+        &format!("two-{}", std::process::id()).parse().unwrap(),
+        Uplink::Veth("100.64.78.0/30".parse().unwrap()),
+    );
+    let making = other.clone();
+    stage.machine.run(move || making.ensure([10, 78, 0, 1].into(), "10.78.0.0/24".parse().unwrap(), &[])).unwrap();
+    // The machine knows both ways, and passes on what it may.
+    stage.machine.sh("ip route add 10.78.0.0/24 via 100.64.78.2");
+    let (inside, guest) = (Ns::named(other.namespace().name()), Ns::new());
+    let guarded = Guarded { address: [10, 78, 0, 2].into(), ..guarded(0) };
+    inside.link(&guarded.tap, &guest, "eth0");
+    guest.sh(&format!(
+        "ip link set eth0 address {}; ip addr add 10.78.0.2/24 dev eth0; ip route add default via 10.78.0.1",
+        guarded.mac
+    ));
+    other.ensure_tap(&guarded).unwrap();
+    for ns in [&stage.internet, &stage.inside, &inside, web, &guest] {
+        ns.listen(7000);
+    }
+    for ns in [web, &guest] {
+        assert!(ns.ask(&format!("{INTERNET}:7000")).is_some(), "each reaches what is outside");
+    }
+    for (from, theirs) in [
+        (web, ["10.78.0.2", "10.78.0.1", "100.64.78.1", "100.64.78.2"]),
+        (&guest, ["10.77.0.2", "10.77.0.1", "100.64.77.1", "100.64.77.2"]),
+    ] {
+        for address in theirs {
+            assert_eq!(from.ask(&format!("{address}:7000")), None, "{address}");
+        }
+    }
+    stage.machine.run(move || other.remove()).unwrap();
+    assert!(web.ask(&format!("{INTERNET}:7000")).is_some(), "the other's end is not this one's");
+}
+
+/// A frame as it is written to a tap: no offloads asked for, then an ARP question of a guest.
+fn arp(guest: &Guarded) -> Vec<u8> {
+    let mac: Vec<u8> = guest.mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    let address = guest.address.octets();
+    [&[0; 10][..], &[0xff; 6], &*mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &*mac, &address, &[0; 6], &[10, 77, 0, 1]]
+        .concat()
+}
+
+#[test]
+fn ready_taps_are_given_refilled_found_again_and_never_used_twice() {
+    if let Some(why) = common::missing() {
+        println!("skipped: {why}");
+        return;
+    }
+    let machine = Ns::new();
+    let host = format!("pool-{}", std::process::id()).parse().unwrap();
+    // Each is an agent of its own: it knows only what it finds.
+    let agent = |taps: u16, claimed: &[&str]| {
+        let lab = Lab::with_pool(&host, Uplink::None, taps);
+        claimed.iter().for_each(|tap| lab.claim_tap(tap));
+        let making = lab.clone();
+        machine.run(move || making.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &[])).unwrap();
+        until("the pool is full", || lab.pool().ready == usize::from(taps));
+        lab
+    };
+    let there = |lab: &Lab| lab.taps().unwrap().into_iter().map(|tap| tap.name).collect::<Vec<_>>();
+    let strays = |lab: &Lab| there(lab).into_iter().filter(|tap| !lab.knows(tap)).collect::<Vec<_>>();
+
+    let lab = agent(3, &[]);
+    let inside = Ns::named(lab.namespace().name());
+    let ready = there(&lab);
+    assert_eq!((ready.len(), strays(&lab).len()), (3, 0));
+    let links = inside.sh("ip -o link");
+    for tap in &ready {
+        let link = links.lines().find(|line| line.contains(tap.as_str())).unwrap();
+        assert!(link.contains("master wrbr0") && link.contains(",UP"), "{link}");
+    }
+
+    // A VM is given one; before that, nothing passes on it.
+    let tap = lab.take_tap();
+    assert!(ready.contains(&tap), "{tap} of {ready:?}");
+    let guest = Guarded { tap: tap.clone(), ..guarded(0) };
+    let learnt = || inside.sh("bridge fdb show br wrbr0").contains(&guest.mac);
+    let mut opened = std::fs::File::from(lab.open_tap(&tap).unwrap());
+    until("the port is on", || inside.sh(&format!("bridge link show dev {tap}")).contains("forwarding"));
+    opened.write_all(&arp(&guest)).unwrap();
+    assert!(!learnt(), "it is guarded");
+    lab.ensure_tap(&guest).unwrap();
+    until("the VM is let through", || {
+        opened.write_all(&arp(&guest)).unwrap();
+        learnt()
+    });
+    until("the pool is full again", || lab.pool().ready == 3);
+    assert!(lab.open_tap(&tap).is_err(), "one VMM has it");
+
+    // Another is taken by an agent that dies before it has noted whose it is: it was nobody's, and is the pool's again.
+    let lost = lab.take_tap();
+    until("the pool is full again", || lab.pool().ready == 3);
+    drop(lab);
+    let lab = agent(4, &[&tap]);
+    assert_eq!((there(&lab).len(), strays(&lab)), (5, vec![]));
+    let taken: Vec<_> = (0..4).map(|_| lab.take_tap()).collect();
+    assert!(taken.contains(&lost) && !taken.contains(&tap), "{taken:?}");
+    drop(lab);
+
+    // A tap that was a VM's is nobody's where its handles are lost. An older agent's, and what is not Warren's, are no pool's.
+    inside.sh("ip tuntap add wt0badcafe mode tap; ip tuntap add other0 mode tap");
+    let lab = agent(2, &[]);
+    let mut found = strays(&lab);
+    found.sort();
+    assert_eq!(found, ["wt0badcafe", &tap]);
+    assert!(
+        lab.taps().unwrap().iter().any(|found| found.name == tap && found.is_of(guest.vm)),
+        "whose it was is known"
+    );
+    lab.remove_tap("wt0badcafe").unwrap();
+    until("there are not more than there should be", || there(&lab).len() == 3);
+
+    // The VM goes: its tap is not there for the next one.
+    lab.claim_tap(&tap);
+    lab.remove_guest(&guest).unwrap();
+    assert!(lab.knows(&tap) || !there(&lab).contains(&tap), "it is on its way, which is no leak");
+    opened.write_all(&arp(&guest)).unwrap_or_default();
+    until("the tap goes", || !there(&lab).contains(&tap));
+    drop((opened, lab));
+    let lab = agent(0, &[]);
+    until("a pool that is off holds nothing", || there(&lab).is_empty());
+    let tap = lab.take_tap();
+    lab.ensure_tap(&Guarded { tap: tap.clone(), ..guarded(1) }).unwrap();
+    assert_eq!(there(&lab), [tap.as_str()]);
+    lab.remove_tap(&tap).unwrap();
+    let left = inside.sh("nft list table bridge warren; ip -o link");
+    assert!(left.contains("other0") && !left.contains("wtp"), "{left}");
+    machine.run(move || lab.remove().map(|()| lab)).map(|lab| assert!(!lab.namespace().exists())).unwrap();
+}
+
+/// Waits for something that happens in the background.
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while !so() {
+        assert!(Instant::now() < give_up, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -6,7 +6,7 @@ mod common;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use contract::{
-    ApiError, ErrorCode, ImageId, MebiBytes, OperationId, VmId,
+    ApiError, ErrorCode, HostId, ImageId, MebiBytes, OperationId, VmId,
     agent::{
         AdjustRequest, Adjusted, Fence, HostVmState, ProvisionRequest, PublishRequest, StageRequest, StageStatus,
         StopRequest, VmCommand, VmObservation, VmSpec,
@@ -32,6 +32,7 @@ const BOUND: Duration = Duration::from_secs(120);
 
 /// A host whose agent can be killed and started again.
 struct Host {
+    id: HostId,
     dir: tempfile::TempDir,
     lab: Lab,
     image: ImageId,
@@ -61,8 +62,8 @@ impl Host {
         assert!(matches!(staged, StageStatus::Done { .. }), "{staged:?}");
         store.publish(&PublishRequest { fence, image }).await.unwrap();
 
-        let host = format!("wlab-{name}-{}", std::process::id()).parse().unwrap();
-        let lab = Lab::new(&host, Uplink::None);
+        let id = format!("wlab-{name}-{}", std::process::id()).parse().unwrap();
+        let lab = Lab::new(&id, Uplink::None);
         let (making, state) = (lab.clone(), dir.path().to_owned());
         let boot = tokio::task::spawn_blocking(move || {
             making.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &[]).unwrap();
@@ -70,7 +71,7 @@ impl Host {
             let (kernel, modules) = (path("WARREN_KERNEL"), path("WARREN_KERNEL_MODULES"));
             kernel::prepare(&state, &kernel, Some(&modules), &path("WARREN_GUEST_AGENT")).unwrap()
         });
-        Some(Self { image, boot: boot.await.unwrap(), disk: disk::Wanted::Auto, lab, dir })
+        Some(Self { id, image, boot: boot.await.unwrap(), disk: disk::Wanted::Auto, lab, dir })
     }
 
     /// An agent's part that has to do with VMs, which adopts what is there.
@@ -79,13 +80,14 @@ impl Host {
         let (reports, reported) = mpsc::unbounded_channel();
         let entered = runtime.enter();
         let agent = std::path::PathBuf::from(std::env::var_os("WARREN_GUEST_AGENT").unwrap());
+        let lab = Lab::with_pool(&self.id, Uplink::None, 2);
         let vms = Vms::new(Deps {
             dirs: VmDirs::open(self.dir.path()).unwrap(),
             state_dir: self.dir.path().to_owned(),
             images: images(self.dir.path()),
-            capabilities: Capabilities::new(&self.lab, &Arc::default(), self.dir.path(), std::net::Ipv4Addr::LOCALHOST),
+            capabilities: Capabilities::new(&lab, &Arc::default(), self.dir.path(), std::net::Ipv4Addr::LOCALHOST),
             cgroups: None,
-            lab: self.lab.clone(),
+            lab: lab.clone(),
             vmm: Box::new(Qemu::new(false)),
             disks: Driver::choose(self.dir.path(), self.disk, "qemu", true).unwrap(),
             kernels: Kernels::new(
@@ -97,6 +99,7 @@ impl Host {
             reports,
         });
         vms.adopt().unwrap();
+        lab.ensure([10, 77, 0, 1].into(), "10.77.0.0/24".parse().unwrap(), &vms.guarded().unwrap()).unwrap();
         drop(entered);
         Agent { vms, _reported: reported, runtime: Some(runtime) }
     }
@@ -117,6 +120,16 @@ impl Host {
             ssh_keys: vec![],
             features: Features::default(),
         }
+    }
+
+    /// The taps that are or were a VM's.
+    fn vms_taps(&self) -> Vec<String> {
+        self.lab.taps().unwrap().into_iter().filter(|tap| tap.vm.is_some()).map(|tap| tap.name).collect()
+    }
+
+    /// Waits until they are removed: that is done after the answer.
+    async fn no_vms_taps(&self) {
+        testkit::wait_until("the VMs' taps to go", BOUND, async || self.vms_taps().is_empty().then_some(())).await;
     }
 
     fn vm_dir(&self, vm: VmId) -> std::path::PathBuf {
@@ -271,7 +284,7 @@ async fn commands_repeated_late_and_reordered_do_no_harm() {
     assert_eq!(agent.provision(&spec, 3).await.unwrap_err().code, ErrorCode::Aborted);
     assert_eq!(agent.boot(vm, 2).await.unwrap_err().code, ErrorCode::Aborted);
     assert!(agent.seen(vm).is_none() && !host.vm_dir(vm).exists());
-    assert_eq!(host.lab.taps().unwrap(), [""; 0]);
+    host.no_vms_taps().await;
     assert_eq!(vmms(host.dir.path()), [0; 0]);
 }
 
@@ -300,6 +313,13 @@ async fn an_agent_that_died_finds_its_vm_as_it_was_or_says_that_it_died() {
     std::fs::create_dir(&foreign).unwrap();
     let empty = host.vm_dir(VmId::new());
     std::fs::create_dir(&empty).unwrap();
+    // And the VM is one that an agent without a pool made: its tap is named by its id.
+    let [tap] = &*host.vms_taps() else { panic!("one VM has one tap") };
+    let (handles, older) = (host.vm_dir(vm).join("handles.json"), format!("wt{}", vm.tail()));
+    let text = std::fs::read_to_string(&handles).unwrap();
+    assert!(text.contains(tap.as_str()), "{text}");
+    std::fs::write(&handles, text.replace(tap.as_str(), &older)).unwrap();
+    host.lab.remove_tap(tap).unwrap();
     let mut stranger = std::process::Command::new("sleep").arg("1000").current_dir(host.vm_dir(vm)).spawn().unwrap();
 
     let agent = host.agent();
@@ -312,7 +332,11 @@ async fn an_agent_that_died_finds_its_vm_as_it_was_or_says_that_it_died() {
     stranger.kill().and_then(|()| stranger.wait()).unwrap();
     agent.boot(vm, 2).await.unwrap();
     assert_eq!(agent.ready(vm, 2).await.state, HostVmState::Ready, "it starts again");
+    assert_eq!(host.vms_taps(), [older]);
+    assert_eq!(agent.vms.strays(false), vec![]);
     agent.remove(vm, 3).await.unwrap();
+    host.no_vms_taps().await;
+    assert_eq!(agent.vms.strays(false), vec![]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -332,6 +356,8 @@ async fn a_vm_whose_handles_are_damaged_keeps_its_disk_and_runs_on() {
     let agent = host.agent();
     let seen = agent.seen(vm).unwrap();
     assert_eq!((seen.state, seen.pid), (HostVmState::Failed, pid), "it is shown, and runs on");
+    assert_eq!(agent.vms.strays(true), vec![], "nor is its tap anybody's to remove");
+    assert_eq!(host.vms_taps().len(), 1);
     assert!(seen.reason.unwrap().contains("handles.json cannot be read"));
     let refused = agent.boot(vm, 2).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::FailedPrecondition);
@@ -350,7 +376,7 @@ async fn a_vm_whose_handles_are_damaged_keeps_its_disk_and_runs_on() {
     agent.remove(vm, 2).await.unwrap();
     assert!(!host.vm_dir(vm).exists());
     assert_eq!(vmms(host.dir.path()), [0; 0]);
-    assert_eq!(host.lab.taps().unwrap(), [""; 0]);
+    host.no_vms_taps().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

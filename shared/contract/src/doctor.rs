@@ -81,7 +81,7 @@ impl Check {
 pub enum LeakKind {
     /// A VMM process of a VM that is not here.
     Process,
-    /// A tap in the lab's namespace that no VM's handles name.
+    /// A tap in the lab's namespace that is neither the pool's nor a VM's.
     Tap,
     /// A VM's directory without a row.
     Vm,

@@ -58,7 +58,7 @@ uuid_id!(
 
 impl VmId {
     /// The last eight hexadecimal digits: random, so unique enough for an interface name
-    /// (IFNAMSIZ leaves 15 bytes). A VM's tap is `wt` followed by this.
+    /// (IFNAMSIZ leaves 15 bytes). An older host-agent's taps are `wt` followed by this.
     pub fn tail(&self) -> String {
         let text = self.0.simple().to_string();
         text[text.len() - 8..].to_owned()

@@ -352,12 +352,17 @@ pub fn entries(dir: &Path) -> Vec<String> {
     names.filter(|name| !name.starts_with('.')).collect()
 }
 
-/// The taps in a host's network namespace.
+/// The taps in a host's network namespace, but those its pool holds: they are named as the pool names them, and the guard does not
+/// know them as a VM's.
 pub fn taps(host: &str) -> Vec<String> {
     let output = Command::new("ip").args(["-n", &format!("warren-{host}"), "-o", "link"]).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let names = text.lines().filter_map(|line| line.split(": ").nth(1));
-    names.filter(|name| name.starts_with("wt")).map(|name| name.split('@').next().unwrap_or(name).to_owned()).collect()
+    let namespace = format!("--net=/run/netns/warren-{host}");
+    let output = Command::new("nsenter").args([&namespace, "nft", "list", "set", "bridge", "warren", "taken"]).output();
+    let taken = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let names = text.lines().filter_map(|line| line.split(": ").nth(1)).filter(|name| name.starts_with("wt"));
+    let names = names.map(|name| name.split('@').next().unwrap_or(name));
+    names.filter(|name| !name.starts_with("wtp") || taken.contains(*name)).map(str::to_owned).collect()
 }
 
 /// The process ids of VMMs whose command line or working directory lies below a state directory.

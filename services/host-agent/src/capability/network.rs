@@ -43,12 +43,18 @@ impl Capability for Network {
     }
 
     fn doctor(&self) -> Vec<Check> {
-        let namespace = self.lab.namespace();
-        vec![if namespace.exists() {
+        let (namespace, pool) = (self.lab.namespace(), self.lab.pool());
+        let network = if namespace.exists() {
             Check::pass("network", format!("the lab's network namespace {} is there", namespace.name()))
         } else {
             Check::fail("network", format!("the network namespace {} is missing", namespace.name()))
                 .mend("restart the host-agent: it makes what is missing")
-        }]
+        };
+        let taps = match pool.trouble {
+            None => Check::pass("taps", format!("{} of {} taps are ready for new VMs", pool.ready, pool.size)),
+            Some(why) => Check::warn("taps", format!("no tap can be made ready for a new VM: {why}"))
+                .mend("see to what the kernel says; the host-agent tries again each minute"),
+        };
+        vec![network, taps]
     }
 }

@@ -37,6 +37,11 @@ impl Namespace {
         &self.name
     }
 
+    /// Where it is pinned.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether it is there.
     pub fn exists(&self) -> bool {
         // A mere file is what a removed or half-made namespace leaves.
@@ -67,22 +72,6 @@ impl Namespace {
             Ok(())
         });
         joined(made).map_err(system(what()))
-    }
-
-    /// Runs `work` in a thread that is in the namespace, with an async runtime of its own. Blocking.
-    pub(super) fn run<T, F>(&self, work: impl FnOnce() -> F + Send + 'static) -> Result<T, NetError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, NetError>>,
-    {
-        let what = format!("the network namespace {} cannot be entered", self.name);
-        let file = self.open().map_err(system(what.clone()))?;
-        let thread = std::thread::spawn(move || {
-            setns(&file, CloneFlags::CLONE_NEWNET).map_err(system(what))?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.map_err(system("a runtime cannot be made"))?.block_on(work())
-        });
-        thread.join().unwrap_or_else(|_| Err(NetError::Firewall("the network thread failed unexpectedly".to_owned())))
     }
 
     /// A non-blocking IPv4 socket in the namespace: it stays there, whoever uses it.

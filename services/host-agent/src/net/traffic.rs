@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 
 use contract::usage::Traffic;
-use futures::TryStreamExt;
-use rtnetlink::packet_route::link::{LinkAttribute, Stats64};
+use rtnetlink::packet_route::link::Stats64;
 
-use super::{Lab, NetError, TAP_PREFIX, connect, netlink};
+use super::{Lab, NetError};
 
 impl Lab {
     /// The counters of every tap since it was made, by its name, as the guest sees them. Blocking.
@@ -17,23 +16,8 @@ impl Lab {
         if !self.namespace.exists() {
             return Ok(HashMap::new());
         }
-        self.namespace.run(|| async {
-            let handle = connect()?;
-            let mut links = handle.link().get().execute();
-            let mut all = HashMap::new();
-            while let Some(link) = links.try_next().await.map_err(netlink("interfaces cannot be listed"))? {
-                let (mut name, mut counted) = (None, None);
-                for attribute in link.attributes {
-                    match attribute {
-                        LinkAttribute::IfName(known) if known.starts_with(TAP_PREFIX) => name = Some(known),
-                        LinkAttribute::Stats64(stats) => counted = Some(of_guest(&stats)),
-                        _ => {}
-                    }
-                }
-                all.extend(name.zip(counted));
-            }
-            Ok(all)
-        })
+        let counted = self.worker.run(|inside| inside.links.counted())?;
+        Ok(counted.into_iter().map(|(name, stats)| (name, of_guest(&stats))).collect())
     }
 }
 

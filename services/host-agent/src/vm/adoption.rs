@@ -27,6 +27,7 @@ impl Vms {
                     continue;
                 }
             };
+            self.deps.lab.claim_tap(&handles.tap);
             let process = handles.vmm.as_ref().filter(|vmm| !vmm.is_of_another_boot()).and_then(|vmm| {
                 vmm.process.and_then(|identity| Process::adopt(identity, vm)).or_else(|| Process::find(vm))
             });

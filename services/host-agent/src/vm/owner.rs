@@ -327,11 +327,10 @@ impl Owner {
             let dir = deps.dirs.dir(vm);
             match &handles {
                 Some(known) => deps.capabilities.cleanup(Site { spec: &known.spec, dir: &dir, tap: &known.tap })?,
-                // Of damaged handles the tap's name is all that is known.
-                None => deps
-                    .lab
-                    .remove_tap(&super::provision::tap(vm))
-                    .map_err(|error| internal("the tap cannot be removed", chain(&error)))?,
+                // Handles that are damaged do not tell the tap; the guard does.
+                None => {
+                    deps.lab.remove_taps_of(vm).map_err(|error| internal("the tap cannot be removed", chain(&error)))?
+                }
             }
             if let Some(cgroups) = &deps.cgroups {
                 cgroups.remove(vm).map_err(|error| internal("the VM's control group cannot be removed", error))?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use contract::{
-    ApiError, VmId,
+    ApiError,
     agent::{ProvisionRequest, Provisioned},
     config_drive::Settings,
 };
@@ -21,11 +21,6 @@ use crate::{
     vmm::{Launch, names},
 };
 
-/// The name of a VM's tap.
-pub(super) fn tap(vm: VmId) -> String {
-    format!("wt{}", vm.tail())
-}
-
 impl Owner {
     pub(super) async fn provision(&mut self, request: ProvisionRequest) -> Result<Provisioned, ApiError> {
         let ProvisionRequest { fence, spec } = request;
@@ -39,7 +34,7 @@ impl Owner {
         if self.handles.is_none() {
             self.handles = Some(Handles {
                 disk: self.deps.disks.handle(),
-                tap: tap(self.vm),
+                tap: self.deps.lab.take_tap(),
                 spec: spec.clone(),
                 epoch: fence.epoch,
                 operation: fence.operation,

@@ -20,7 +20,7 @@ use contract::{
 use nix::sys::signal::Signal;
 
 use super::{Vms, checks};
-use crate::{files, vmm::process::Process};
+use crate::{files, net::Tap, vmm::process::Process};
 
 /// How often this host looks for what nobody owns.
 const EVERY: Duration = Duration::from_secs(60);
@@ -32,6 +32,7 @@ pub async fn run(vms: Arc<Vms>) {
     let mut tick = tokio::time::interval(EVERY);
     loop {
         tick.tick().await;
+        vms.deps.lab.retry_pool();
         let here = vms.clone();
         match tokio::task::spawn_blocking(move || here.strays(true)).await {
             Ok(leaks) => {
@@ -71,7 +72,6 @@ impl Vms {
         let taps = self.deps.lab.taps().unwrap_or_default();
         let groups = self.deps.cgroups.as_ref().map(|cgroups| cgroups.all()).unwrap_or_default();
         let here = self.here();
-        let known: HashSet<String> = here.iter().map(|vm| super::provision::tap(*vm)).collect();
         for vm in processes.into_iter().filter(|vm| !here.contains(vm)) {
             let Some(process) = Process::find(vm) else { continue };
             let found = leak(LeakKind::Process, format!("VMM {} of {vm}", process.identity.pid));
@@ -80,7 +80,7 @@ impl Vms {
                 Ok::<_, io::Error>(())
             }));
         }
-        for tap in taps.into_iter().filter(|tap| !known.contains(tap)) {
+        for tap in self.stray_taps(taps, &here) {
             leaks.push(mended(leak(LeakKind::Tap, &tap), fix, || self.deps.lab.remove_tap(&tap)));
         }
         for vm in groups.into_iter().filter(|vm| !here.contains(vm)) {
@@ -88,6 +88,20 @@ impl Vms {
             leaks.push(mended(leak(LeakKind::Cgroup, vm.to_string()), fix, removed));
         }
         leaks
+    }
+
+    /// Those of the taps that are neither the pool's nor of a VM that is here.
+    fn stray_taps(&self, taps: Vec<Tap>, here: &HashSet<VmId>) -> Vec<String> {
+        let lab = &self.deps.lab;
+        // A VM whose handles are damaged has a tap nobody here can name: the guard tells whose it is.
+        let owned = |tap: &Tap| lab.knows(&tap.name) || here.iter().any(|vm| tap.is_of(*vm));
+        let strays: Vec<_> = taps.into_iter().filter(|tap| !owned(tap)).map(|tap| tap.name).collect();
+        if strays.is_empty() {
+            return strays;
+        }
+        // One that was being removed has gone from the kernel before it was forgotten here, so only what is still there is a stray.
+        let still: HashSet<String> = lab.taps().unwrap_or_default().into_iter().map(|tap| tap.name).collect();
+        strays.into_iter().filter(|tap| still.contains(tap)).collect()
     }
 
     /// The VMs whose VMM works below this host's state directory, whoever started it.
