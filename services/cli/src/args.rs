@@ -70,6 +70,12 @@ pub enum Command {
     },
     /// Log in to a VM, or run a command in it, with ssh
     Ssh(SshArgs),
+    /// Print a configuration for ssh, so that plain `ssh web.warren`, scp, rsync, VS Code and Ansible find the VMs
+    SshConfig(SshConfigArgs),
+    /// Copy files into a VM, out of it, or between two
+    Cp(CpArgs),
+    /// Make ports of VMs reachable on this machine
+    PortForward(PortForwardArgs),
     /// Run a command in a VM without ssh and without its network
     Exec(ExecArgs),
     /// Operations: list, show, wait, watch, cancel
@@ -113,10 +119,16 @@ pub enum Command {
     },
     /// Print the version
     Version,
+    /// Prints a VM's host key for ssh (KnownHostsCommand of `warren ssh-config`)
+    #[command(hide = true)]
+    KnownHost {
+        /// The name ssh knows it by.
+        name: String,
+    },
     /// Carries ssh's bytes (ProxyCommand of `warren ssh`)
     #[command(hide = true)]
     Proxy {
-        /// Id of the VM.
+        /// Name or id of the VM, or its name with the lab's domain.
         vm: String,
     },
 }
@@ -192,6 +204,51 @@ pub struct SshArgs {
     /// The command to run instead of a shell
     #[arg(last = true)]
     pub command: Vec<String>,
+}
+
+/// `warren ssh-config`
+#[derive(Debug, Args)]
+pub struct SshConfigArgs {
+    /// The user to log in as
+    #[arg(short = 'l', long, default_value = "root")]
+    pub user: String,
+    /// Take names below this domain for VMs
+    #[arg(long, default_value = "warren")]
+    pub domain: String,
+}
+
+/// `warren cp`
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// What to copy: a path here, VM:PATH, or - for a tar archive on standard input
+    #[arg(allow_hyphen_values = true)]
+    pub source: String,
+    /// Where to: a path here, VM:PATH, or - for a tar archive on standard output; into it where it is a directory. A source
+    /// that ends with /. is copied without its own name
+    #[arg(allow_hyphen_values = true)]
+    pub target: String,
+    /// Copy what symbolic links lead to instead of the links
+    #[arg(short = 'L', long)]
+    pub follow: bool,
+    /// Keep owners (else the files become root's in a VM, and your own here)
+    #[arg(short, long)]
+    pub archive: bool,
+    /// Whose the files become in the VM: a user name or uid[:gid]
+    #[arg(long, conflicts_with = "archive")]
+    pub owner: Option<String>,
+}
+
+/// `warren port-forward`
+#[derive(Debug, Args)]
+pub struct PortForwardArgs {
+    /// Name or id of the VM
+    pub vm: String,
+    /// Ports: PORT, LOCAL:PORT, ADDRESS:LOCAL:PORT, each of them TCP; LOCAL 0 takes a free one
+    #[arg(required = true, value_name = "[[ADDRESS:]LOCAL:]PORT")]
+    pub ports: Vec<String>,
+    /// Connect to this host as the VM knows it, instead of to the VM itself
+    #[arg(long, value_name = "HOST")]
+    pub to: Option<String>,
 }
 
 /// `warren exec`

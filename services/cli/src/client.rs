@@ -81,7 +81,7 @@ impl Client {
     ///
     /// # Errors
     /// What the service answered.
-    pub async fn open(&self, vm: &str, kind: SessionKind) -> Result<ByteStream, Failure> {
+    pub async fn open(&self, vm: &str, kind: SessionKind) -> Result<ByteStream, ApiError> {
         let session = SessionId::new();
         let stream = ByteStream::open(&self.bus, session).await?;
         let request = workspace::OpenRequest { vm: vm.to_owned(), session, kind };

@@ -13,10 +13,12 @@
 pub mod agent;
 pub mod boot;
 pub mod exec;
+pub mod files;
 pub mod logging;
 pub mod pid1;
 pub mod power;
 pub mod process;
 pub mod ssh;
 pub mod supervisor;
+pub mod tcp;
 pub mod user_data;

@@ -12,7 +12,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::ApiError, workspace::Command};
+use crate::{
+    error::ApiError,
+    workspace::{Command, PackFiles, TcpTarget, UnpackFiles},
+};
 
 /// The virtio-serial port's name; `/dev/virtio-ports/<name>` with udev, found through sysfs without.
 pub const PORT: &str = "warren.channel.0";
@@ -35,6 +38,12 @@ pub enum Request {
     Exec(Command),
     /// Connects to guest-agent's ssh server, without a key; the stream then carries the SSH protocol.
     Ssh,
+    /// Connects to a TCP port; the stream then carries its bytes.
+    Tcp(TcpTarget),
+    /// Sends files as a tar archive in frames.
+    Pack(PackFiles),
+    /// Takes files as a tar archive in frames.
+    Unpack(UnpackFiles),
     /// Sets the guest's clock to this Unix time in nanoseconds.
     Clock(i64),
     /// The disk of the root filesystem has so many bytes now: grows the filesystem to it.

@@ -38,6 +38,60 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
+/// Where a TCP connection from inside a guest leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TcpTarget {
+    /// A name or address as the guest knows it; left out, the guest itself.
+    #[serde(default = "loopback")]
+    pub host: String,
+    /// The port (1 to 65535).
+    pub port: u16,
+}
+
+fn loopback() -> String {
+    "127.0.0.1".to_owned()
+}
+
+impl TcpTarget {
+    /// A port of the guest itself.
+    pub fn own(port: u16) -> Self {
+        Self { host: loopback(), port }
+    }
+}
+
+impl std::fmt::Display for TcpTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Files to take out of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PackFiles {
+    /// The absolute path of a file or directory; the archive's entries begin with its last name.
+    pub path: String,
+    /// Take what symbolic links lead to instead of the links.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Where files go that are put into a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnpackFiles {
+    /// An absolute path. A directory that is there is unpacked into; else the archive's only top entry gets this name,
+    /// replacing a file that has it.
+    pub path: String,
+    /// Whose the files become, a user name or `uid[:gid]`; left out, what the archive says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// The archive is a directory's contents: the directory `path` is made when it is missing.
+    #[serde(default)]
+    pub contents: bool,
+}
+
 /// What a byte stream is connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -47,6 +101,14 @@ pub enum SessionKind {
     /// guest-agent's ssh server; the stream carries the SSH protocol. Who may open it is logged in
     /// without a key, because the bus has decided that already.
     Ssh {},
+    /// A TCP connection from inside the guest; the stream carries its bytes.
+    Tcp(TcpTarget),
+    /// A file or directory of the guest as a tar archive, in `stdout` frames; `stderr` frames say what was left out, and
+    /// `exit` whether all went well.
+    Pack(PackFiles),
+    /// A tar archive, sent as `stdin` frames with an empty one at its end, becomes files of the guest; `exit` says whether
+    /// all went well.
+    Unpack(UnpackFiles),
     /// The serial console itself: what is typed goes to it, what it says comes back. One client at a time.
     Console {},
     /// The console log, from its beginning (or its last `tail_bytes`) and on while `follow`.

@@ -218,6 +218,18 @@ impl Lab {
         self.command(args).await
     }
 
+    /// The path of one of this workspace's binaries.
+    pub fn binary(&self, name: &str) -> String {
+        self.bins.join(name).display().to_string()
+    }
+
+    /// A program of the machine's that finds this lab as its user would.
+    pub fn outside(&self, program: &str) -> std::process::Command {
+        let mut command = std::process::Command::new(program);
+        command.envs(&self.env).env("HOME", self.dir.path());
+        command
+    }
+
     /// Starts the CLI against this lab; it is killed when dropped.
     pub fn spawn(&self, args: &[&str]) -> tokio::process::Child {
         let mut command = tokio::process::Command::new(self.bins.join("warren"));

@@ -1,5 +1,6 @@
 //! One file a noun: the verbs of it, as requests.
 
+pub mod cp;
 pub mod disk;
 pub mod doctor;
 pub mod events;
@@ -8,7 +9,9 @@ pub mod host;
 pub mod image;
 pub mod lab;
 pub mod operation;
+pub mod port_forward;
 pub mod ssh;
+pub mod ssh_config;
 pub mod vm;
 
 use std::str::FromStr;

@@ -91,7 +91,7 @@ fn plain_path(path: &Path) -> Result<&str, ApiError> {
 }
 
 /// A path as one word of ProxyCommand, which ssh expands (`%`) and gives to the user's shell.
-fn shell_word(path: &Path) -> Result<String, ApiError> {
+pub(super) fn shell_word(path: &Path) -> Result<String, ApiError> {
     let text = plain_path(path)?.replace('%', "%%");
     Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
@@ -125,12 +125,17 @@ fn write_known_host(vm: &Vm, key: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// A VM's name as ssh may say it: names of VMs have no dots.
+pub(super) fn without_domain(name: &str) -> &str {
+    name.split('.').next().unwrap_or_default()
+}
+
 /// Carries ssh's bytes between standard input and output and the VM.
 ///
 /// # Errors
 /// There is no such VM, or the stream was cut.
 pub async fn proxy(global: &Global, vm: String) -> Result<Outcome, Failure> {
-    let stream = Client::connect(global).await?.open(&vm, SessionKind::Ssh {}).await?;
+    let stream = Client::connect(global).await?.open(without_domain(&vm), SessionKind::Ssh {}).await?;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let sending = tokio::spawn(async move {
         let sent = tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await;

@@ -13,7 +13,7 @@ use nix::{
 use tokio::io::AsyncWriteExt;
 
 use super::{MuxStream, Shared};
-use crate::{boot, exec, power};
+use crate::{boot, exec, files, power, tcp};
 
 /// How long a host may take to send its request.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
@@ -34,6 +34,9 @@ pub async fn answer(mut stream: MuxStream, shared: &Arc<Shared>) {
         Request::Clock(nanoseconds) => finish(stream, set_clock(nanoseconds)).await,
         Request::Grow(bytes) => finish(stream, grow(bytes).await).await,
         Request::Exec(command) => exec::serve(stream, &command, shared).await,
+        Request::Tcp(target) => tcp::serve(stream, &target).await,
+        Request::Pack(files) => files::pack(stream, files).await,
+        Request::Unpack(files) => files::unpack(stream, files).await,
         Request::Ssh => match &shared.ssh {
             Some(server) => {
                 if stream.write_reply(&Reply::Ok).await.is_ok() {

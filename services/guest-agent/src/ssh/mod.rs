@@ -8,7 +8,7 @@ mod auth;
 mod forward;
 mod handler;
 mod inbound;
-mod names;
+pub mod names;
 mod session;
 pub mod sftp;
 mod terminal;

@@ -36,6 +36,9 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
     let wanted = match &request.kind {
         SessionKind::Exec(command) => Request::Exec(command.clone()),
         SessionKind::Ssh {} => Request::Ssh,
+        SessionKind::Tcp(target) => Request::Tcp(target.clone()),
+        SessionKind::Pack(files) => Request::Pack(files.clone()),
+        SessionKind::Unpack(files) => Request::Unpack(files.clone()),
         SessionKind::Console {} => return console(&bus, &vms, &request).await,
         SessionKind::Logs { follow, tail_bytes } => {
             let path = vms.dir(request.vm).join(names::CONSOLE);

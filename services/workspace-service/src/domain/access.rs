@@ -13,7 +13,12 @@ use contract::{
 pub fn check(vm: &Vm, kind: &SessionKind) -> Result<(), ApiError> {
     match kind {
         SessionKind::Logs { .. } => Ok(()),
-        SessionKind::Exec(_) | SessionKind::Ssh {} | SessionKind::Console {} => running(vm),
+        SessionKind::Exec(_)
+        | SessionKind::Ssh {}
+        | SessionKind::Tcp(_)
+        | SessionKind::Pack(_)
+        | SessionKind::Unpack(_)
+        | SessionKind::Console {} => running(vm),
     }
 }
 

@@ -88,7 +88,11 @@ impl Guest {
                 SessionKind::Exec(command) => {
                     Process { guest: self, stream, buffer: BytesMut::new() }.run(&command).await
                 }
-                SessionKind::Ssh {} | SessionKind::Console {} => echo(stream).await,
+                SessionKind::Ssh {}
+                | SessionKind::Console {}
+                | SessionKind::Tcp(_)
+                | SessionKind::Pack(_)
+                | SessionKind::Unpack(_) => echo(stream).await,
                 SessionKind::Logs { .. } => log(stream).await,
             }
         });

@@ -1,0 +1,151 @@
+//! The ways into a VM beside exec: files copied in and out, its ports on this machine, and plain ssh with all that stands on it.
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use common::{busybox_layout, lab_or_skip, refused};
+use testkit::lab::{Lab, LabOptions};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+async fn guest(lab: &Lab, command: &str) -> String {
+    lab.must(&["exec", "web", "--", "sh", "-c", command]).await.trim().to_owned()
+}
+
+/// Runs a command with the lab's environment.
+fn run(lab: &Lab, program: &str, arguments: &[&str], stdin: &[u8]) -> std::process::Output {
+    let mut child = lab
+        .outside(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    child.stdin.take().unwrap().write_all(stdin).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_ports_and_plain_ssh_lead_into_a_vm() {
+    let Some(lab) = lab_or_skip(LabOptions::default()).await else { return };
+    let layout = busybox_layout(&lab.scratch());
+    lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
+    lab.must(&["vm", "create", "web", "--image", "bb", "--memory", "128M", "--disk", "256M"]).await;
+    files(&lab).await;
+    ports(&lab).await;
+    plain_ssh(&lab).await;
+    lab.must(&["vm", "stop", "web"]).await;
+    refused(&lab, &["cp", "web:/etc", "/nowhere/x"], "invalid_argument", 2).await;
+    refused(&lab, &["cp", "web:/etc", "-"], "failed_precondition", 5).await;
+    lab.must(&["vm", "rm", "web"]).await;
+    assert_eq!(lab.residue().await, Vec::<String>::new());
+}
+
+async fn files(lab: &Lab) {
+    let here = lab.scratch().join("files");
+    let tree = here.join("tree/sub");
+    std::fs::create_dir_all(&tree).unwrap();
+    std::fs::write(tree.join("a file\nwith a strange näme"), vec![7; 300_000]).unwrap();
+    std::fs::write(tree.join("program"), "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(tree.join("program"), std::fs::Permissions::from_mode(0o750)).unwrap();
+    std::os::unix::fs::symlink("program", tree.join("link")).unwrap();
+    let path = |name: &str| here.join(name).display().to_string();
+
+    // In, under its own name and under another, and back: the same.
+    lab.must(&["cp", &path("tree"), "web:/tmp"]).await;
+    lab.must(&["cp", &path("tree"), "web:/tmp/other"]).await;
+    assert_eq!(
+        guest(lab, "stat -c '%a %u' /tmp/tree/sub/program; readlink /tmp/other/sub/link").await,
+        "750 0\nprogram"
+    );
+    lab.must(&["cp", "web:/tmp/other", &path("back")]).await;
+    let same = Command::new("diff").args(["-r", "--no-dereference", &path("tree"), &path("back")]).output().unwrap();
+    assert!(same.status.success(), "{}", String::from_utf8_lossy(&same.stdout));
+    assert_eq!(std::fs::metadata(here.join("back/sub/program")).unwrap().mode() & 0o777, 0o750);
+    // Contents alone, to another owner; a file in place of another; between a VM and itself.
+    lab.must(&["cp", &format!("{}/.", path("tree")), "web:/srv/deep", "--owner", "1000:100"]).await;
+    assert_eq!(guest(lab, "stat -c '%u %g' /srv/deep/sub/program").await, "1000 100");
+    lab.must(&["cp", &format!("{}/sub/program", path("tree")), "web:/etc/motd"]).await;
+    lab.must(&["cp", "web:/etc/motd", "web:/tmp/copied"]).await;
+    assert_eq!(guest(lab, "cat /tmp/copied").await, "#!/bin/sh");
+    // As an archive through pipes.
+    let archive = run(lab, &lab.binary("warren"), &["cp", "web:/tmp/tree", "-"], b"").stdout;
+    run(lab, &lab.binary("warren"), &["cp", "-", "web:/tmp/piped"], &archive);
+    assert_eq!(guest(lab, "wc -c < '/tmp/piped/tree/sub/a file\nwith a strange näme'").await, "300000");
+
+    refused(lab, &["cp", "web:/no/such", &path("x")], "not_found", 3).await;
+    refused(lab, &["cp", &path("tree"), "web:/no/such/place"], "not_found", 3).await;
+    refused(lab, &["cp", &path("nothing"), "web:/tmp"], "invalid_argument", 2).await;
+    refused(lab, &["cp", &path("tree"), &path("x")], "invalid_argument", 2).await;
+    refused(lab, &["cp", &path("tree"), "none:/tmp"], "not_found", 3).await;
+    // A full disk is said, and leaves no half of what was to be renamed.
+    std::fs::write(here.join("large"), vec![1; 300 << 20]).unwrap();
+    refused(lab, &["cp", &path("large"), "web:/tmp/large"], "failed_precondition", 5).await;
+    assert_eq!(guest(lab, "ls -A /tmp | grep -c -e large -e warren-cp || true").await, "0");
+    std::fs::remove_file(here.join("large")).unwrap();
+}
+
+async fn ports(lab: &Lab) {
+    guest(lab, "setsid nc -ll -p 7 -e cat >/dev/null 2>&1 &").await;
+    let mut forward = lab
+        .outside(&lab.binary("warren"))
+        .args(["port-forward", "web", "0:7", "0:9"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(forward.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut address = || lines.next().expect("it says where it listens").split(' ').next().unwrap().to_owned();
+    let (open, closed) = (address(), address());
+    let ask = |to: String| {
+        let mut stream = TcpStream::connect(to).unwrap();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        stream.write_all(&vec![b'x'; 100_000]).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).map(|_| answer.len())
+    };
+    let asks: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn({
+                let open = open.clone();
+                move || ask(open)
+            })
+        })
+        .collect();
+    for asked in asks {
+        assert_eq!(asked.join().unwrap().unwrap(), 100_000);
+    }
+    // Nobody listens on that port of the VM: the connection ends without a byte.
+    assert_eq!(ask(closed).unwrap_or_default(), 0);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(forward.id().cast_signed()), nix::sys::signal::Signal::SIGINT)
+        .unwrap();
+    assert_eq!(forward.wait().unwrap().code(), Some(130));
+    refused(lab, &["port-forward", "none", "0:7"], "not_found", 3).await;
+}
+
+/// With the printed configuration alone, ssh and scp know the VM and its key; another key of that name is refused.
+async fn plain_ssh(lab: &Lab) {
+    let config = lab.scratch().join("ssh_config");
+    std::fs::write(&config, lab.must(&["ssh-config"]).await).unwrap();
+    let config = config.display().to_string();
+    let said = run(lab, "ssh", &["-F", &config, "web.warren", "cat /etc/hostname; cat"], b"typed").stdout;
+    assert_eq!(String::from_utf8_lossy(&said), "web\ntyped");
+    let here = lab.scratch().join("from-scp");
+    run(lab, "scp", &["-q", "-F", &config, "web.warren:/etc/hostname", &here.display().to_string()], b"");
+    assert_eq!(std::fs::read_to_string(&here).unwrap(), "web\n");
+    assert!(Path::new(&here).exists());
+    let unknown = lab.outside("ssh").args(["-F", &config, "none.warren", "true"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(255));
+}

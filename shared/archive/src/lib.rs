@@ -1,0 +1,10 @@
+//! Trees of files as tar archives (pax, POSIX.1-2001): packed and unpacked in threads, a bounded [`pipe`] apart from the streams
+//! that carry them. Guests and people's machines are both ends of the same road, so both use this.
+
+pub mod pipe;
+
+mod pack;
+mod unpack;
+
+pub use pack::pack;
+pub use unpack::{Owner, Place, PlaceError};
