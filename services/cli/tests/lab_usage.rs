@@ -44,6 +44,7 @@ async fn counters_move_when_a_guest_works_and_begin_anew_with_its_next_start() {
     let small = ["--image", "bb", "--memory", "128M", "--disk", "256M", "--label", "ci=1"];
     lab.must(&[&["vm", "create", "web"][..], &small].concat()).await;
     lab.must(&[&["vm", "create", "other"][..], &small].concat()).await;
+    lab.must(&[&["vm", "create", "lazy", "--idle", "10s", "--restart", "always"][..], &small[..6]].concat()).await;
     let address = show(&lab, "other").await["address"].as_str().unwrap().to_owned();
 
     let before = sample(&lab, "web").await;
@@ -102,6 +103,19 @@ async fn counters_move_when_a_guest_works_and_begin_anew_with_its_next_start() {
     wait_until("a sample of the pause", BOUND, async || (sample(&lab, "web").await["state"] == "paused").then_some(()))
         .await;
 
+    // One that nobody uses is stopped, and stays so although it is to be started whenever it ends.
+    let lazy = wait_until("the end of an idle VM", BOUND, async || {
+        let lazy = show(&lab, "lazy").await;
+        (lazy["state"] == "stopped").then_some(lazy)
+    })
+    .await;
+    assert_eq!((&lazy["reason"], &lazy["restart_at"]), (&"stopped after 10 s idle".into(), &Value::Null), "{lazy}");
+    wait_until("the event", BOUND, async || {
+        let events = lab.must(&["events", "--area", "vm"]).await;
+        events.lines().any(|line| line.contains(".idle") && line.contains("\"name\":\"lazy\"")).then_some(())
+    })
+    .await;
+
     // A host that is away is said to be, and its VMs are listed all the same.
     lab.kill(&host);
     let lines = measured(&lab).await;
@@ -114,6 +128,6 @@ async fn counters_move_when_a_guest_works_and_begin_anew_with_its_next_start() {
     lab.wait_ready().await;
     refused(&lab, &["vm", "top", "--sort", "size", "--once"], "invalid_argument", 2).await;
     refused(&lab, &["vm", "top", "nope", "--once"], "not_found", 3).await;
-    lab.must(&["vm", "rm", "web", "other", "--force"]).await;
+    lab.must(&["vm", "rm", "web", "other", "lazy", "--force"]).await;
     assert_eq!(lab.residue().await, Vec::<String>::new());
 }

@@ -4,6 +4,7 @@
 //! It has no database connection. What is transient on the host stands in each VM's `handles.json`, written before
 //! the object it names is made; VMs keep running while the agent is down and are adopted when it comes back.
 
+pub mod activity;
 pub mod capability;
 pub mod cgroup;
 pub mod cleanup;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    activity,
     capability::Capabilities,
     cgroup::Cgroups,
     config::Config,
@@ -66,6 +67,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let service = serve(&bus, &config.host, &vms).await?;
     let background = [
         tokio::spawn(registration.clone().beat()),
+        tokio::spawn(activity::run(registration.clone())),
         tokio::spawn(registration.report(changes)),
         tokio::spawn(console::bound(vms.clone())),
         tokio::spawn(reconcile::run(vms.clone())),

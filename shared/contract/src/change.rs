@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     feature::PublishedPort,
+    idle::IdleAction,
     label::{LabelKey, LabelValue},
     name::VmName,
     operation::{Operation, default_wait_ms},
@@ -41,6 +42,12 @@ pub struct SetRequest {
     /// Delete it this many seconds from now; 0 takes that back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
+    /// Do `idle_action` once nobody has used it for this many seconds from now on; 0 takes that back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u64>,
+    /// What happens then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_action: Option<IdleAction>,
     /// Whether to refuse to delete it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_protection: Option<bool>,

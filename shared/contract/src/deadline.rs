@@ -58,6 +58,9 @@ pub const POWER_OFF: Duration = Duration::from_secs(20);
 /// takes longer is left out of the answer, which has [`QUICK`].
 pub const USAGE: Duration = Duration::from_secs(4);
 
+/// How often a host-agent tells how long its VMs are idle: exact enough for the shortest idle limit.
+pub const ACTIVITY: Duration = Duration::from_secs(5);
+
 /// How often a host-agent reports that it lives.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 

@@ -48,6 +48,9 @@ pub enum Request {
     Clock(i64),
     /// The disk of the root filesystem has so many bytes now: grows the filesystem to it.
     Grow(u64),
+    /// How many are logged in to guest-agent's ssh server, over the network or the channel; a guest of an older version
+    /// answers with an error.
+    Sessions,
     /// Powers the guest off; answered before it begins.
     PowerOff,
 }
@@ -58,6 +61,8 @@ pub enum Request {
 pub enum Reply {
     /// Answers [`Request::Ready`].
     Ready(GuestFacts),
+    /// Answers [`Request::Sessions`].
+    Sessions(u32),
     /// Done, or connected.
     Ok,
     /// Refused or failed.

@@ -17,6 +17,7 @@ pub mod frame;
 pub mod guest;
 pub mod host;
 pub mod id;
+pub mod idle;
 pub mod image;
 pub mod lab;
 pub mod label;

@@ -12,6 +12,7 @@ use crate::{
     feature::Features,
     host::Empty,
     id::{HostId, ImageId, OperationId, VmId},
+    idle::{IdleAction, IdleLimit},
     lab::LabName,
     label::{LabelSelector, Labels},
     name::VmName,
@@ -158,7 +159,13 @@ pub struct CreateRequest {
     /// Delete it this many seconds after its create (10 to a year).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
-    /// Refuse to delete it until this is taken back. Excludes a time to live.
+    /// Do `idle_action` once nobody has used it for this many seconds (10 to a year); what use is, [`crate::idle`] says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u64>,
+    /// What happens then: `stop` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_action: Option<IdleAction>,
+    /// Refuse to delete it until this is taken back. Excludes a time to live, and `delete` as `idle_action`.
     #[serde(default)]
     pub deletion_protection: bool,
     /// What it has beside its size.
@@ -186,6 +193,8 @@ impl CreateRequest {
             labels: Labels::new(),
             restart: RestartPolicy::default(),
             ttl_seconds: None,
+            idle_seconds: None,
+            idle_action: None,
             deletion_protection: false,
             features: Features::default(),
             wait: false,
@@ -316,6 +325,13 @@ pub struct Vm {
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub expires_at: Option<OffsetDateTime>,
+    /// How long it may be idle, and what happens then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_limit: Option<IdleLimit>,
+    /// When it was in use last, to some seconds; told of one that runs.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub active_at: Option<OffsetDateTime>,
     /// Whether a delete is refused.
     #[serde(default)]
     pub deletion_protection: bool,

@@ -42,6 +42,12 @@ pub struct CreateArgs {
     /// Delete it after this time, e.g. 90m, 2h, 7days
     #[arg(long, value_name = "TIME")]
     pub ttl: Option<String>,
+    /// Stop it once nobody has used it for this time, e.g. 30m
+    #[arg(long, value_name = "TIME")]
+    pub idle: Option<String>,
+    /// What to do to it then instead: stop, delete, pause [default: stop]
+    #[arg(long, value_name = "ACTION")]
+    pub idle_action: Option<String>,
     /// Refuse to delete it until this is taken back
     #[arg(long)]
     pub deletion_protection: bool,
@@ -125,6 +131,12 @@ pub struct SetArgs {
     /// Delete it after this time from now, e.g. 90m; `off` takes that back
     #[arg(long, value_name = "TIME")]
     pub ttl: Option<String>,
+    /// Stop it once nobody has used it for this time from now, e.g. 30m; `off` takes that back
+    #[arg(long, value_name = "TIME")]
+    pub idle: Option<String>,
+    /// What to do to it then: stop, delete, pause
+    #[arg(long, value_name = "ACTION")]
+    pub idle_action: Option<String>,
     /// Publish these ports, in place of all it has; may be repeated, `off` publishes none
     #[arg(short, long, value_name = "[ADDRESS:]PORT:GUEST[/udp]")]
     pub publish: Vec<String>,

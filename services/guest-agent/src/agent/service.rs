@@ -33,6 +33,10 @@ pub async fn answer(mut stream: MuxStream, shared: &Arc<Shared>) {
         Request::Ready => ready(stream, shared).await,
         Request::Clock(nanoseconds) => finish(stream, set_clock(nanoseconds)).await,
         Request::Grow(bytes) => finish(stream, grow(bytes).await).await,
+        Request::Sessions => {
+            let count = shared.ssh.as_ref().map_or(0, |server| server.logged_in());
+            finish(stream, Reply::Sessions(count)).await;
+        }
         Request::Exec(command) => exec::serve(stream, &command, shared).await,
         Request::Tcp(target) => tcp::serve(stream, &target).await,
         Request::Pack(files) => files::pack(stream, files).await,

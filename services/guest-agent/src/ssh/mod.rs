@@ -18,7 +18,10 @@ use std::{
     net::Ipv4Addr,
     os::fd::OwnedFd,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,6 +72,8 @@ struct Lab {
     problems: Vec<String>,
     environment: Vec<String>,
     program: Arc<OwnedFd>,
+    /// Whether each open connection is logged in.
+    connections: Mutex<Vec<Weak<AtomicBool>>>,
 }
 
 impl Server {
@@ -92,7 +97,8 @@ impl Server {
             ..Config::default()
         };
         let (keys, problems) = auth::parse_keys(&settings.ssh_keys);
-        let lab = Lab { keys, problems, environment: settings.image.env.clone(), program };
+        let lab =
+            Lab { keys, problems, environment: settings.image.env.clone(), program, connections: Mutex::default() };
         Ok(Self {
             network: Arc::new(config(&[MethodKind::PublicKey])),
             trusted: Arc::new(config(&[MethodKind::None])),
@@ -103,6 +109,21 @@ impl Server {
     /// What is wrong with the operator's keys, where something is.
     pub fn problems(&self) -> &[String] {
         &self.lab.problems
+    }
+
+    /// How many connections are logged in.
+    pub fn logged_in(&self) -> u32 {
+        let mut connections = self.lab.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|connection| connection.strong_count() > 0);
+        let open = connections.iter().filter_map(Weak::upgrade);
+        u32::try_from(open.filter(|logged_in| logged_in.load(Ordering::SeqCst)).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Remembers a connection for as long as it is open.
+    fn enlist(&self, logged_in: &Arc<AtomicBool>) {
+        let mut connections = self.lab.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|connection| connection.strong_count() > 0);
+        connections.push(Arc::downgrade(logged_in));
     }
 
     /// Listens on the VM's address from now on; returns the port.
@@ -167,6 +188,7 @@ impl Server {
     {
         let handler = Handler::new(Arc::clone(&self.lab), trusted);
         let logged_in = handler.logged_in();
+        self.enlist(&logged_in);
         let login = async {
             match tokio::time::timeout(LOGIN_WAIT, russh::server::run_stream(config, stream, handler)).await {
                 Ok(session) => session,

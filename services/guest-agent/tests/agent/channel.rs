@@ -17,6 +17,7 @@ async fn ready_waits_until_it_is_true_and_ping_does_not() {
     let shared = shared();
     let host = Host::connect(agent(&shared)).await;
     assert_eq!(host.ask(&Request::Ping).await.1, Reply::Ok);
+    assert_eq!(host.ask(&Request::Sessions).await.1, Reply::Sessions(0));
     let (answered, ()) = tokio::join!(host.ask(&Request::Ready), async {
         assert_eq!(host.ask(&Request::Ping).await.1, Reply::Ok);
         make_ready(&shared);

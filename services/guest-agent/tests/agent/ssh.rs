@@ -14,6 +14,7 @@ struct Lab {
     directory: tempfile::TempDir,
     port: u16,
     user: String,
+    server: Server,
 }
 
 impl Lab {
@@ -36,6 +37,7 @@ impl Lab {
         let server = Server::new(&settings(&[&public]), program()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let lab = Self { directory, port, user, server: server.clone() };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let server = server.clone();
@@ -44,7 +46,17 @@ impl Lab {
                 });
             }
         });
-        Some(Self { directory, port, user })
+        Some(lab)
+    }
+
+    /// Waits until so many are logged in.
+    async fn logged_in(&self, count: u32) {
+        let reached = async {
+            while self.server.logged_in() != count {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(BOUND, reached).await.expect("so many log in or out");
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -101,6 +113,20 @@ fn has(program: &str) -> bool {
 fn whoami() -> Result<String, ()> {
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).ok().flatten().ok_or(())?;
     Ok(user.name)
+}
+
+#[tokio::test]
+async fn only_who_is_logged_in_counts_and_only_while_the_connection_is_open() {
+    let Some(lab) = Lab::new(false).await else { return };
+    let stranger = tokio::net::TcpStream::connect(("127.0.0.1", lab.port)).await.unwrap();
+    let mut command = Command::new("ssh");
+    lab.options(&mut command, "-p", &lab.path("key"));
+    let mut client = command.arg(format!("{}@127.0.0.1", lab.user)).arg("cat").spawn().unwrap();
+    lab.logged_in(1).await;
+    drop(client.stdin.take());
+    client.wait().await.unwrap();
+    lab.logged_in(0).await;
+    drop(stranger);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ mod user_data;
 
 use std::{path::Path, sync::Arc};
 
-use contract::{ApiError, agent::VmSpec, config_drive::Settings, doctor::Check};
+use contract::{ApiError, VmId, agent::VmSpec, config_drive::Settings, doctor::Check};
 
 use crate::{dns::Shared, net::Lab, vmm::Launch};
 
@@ -64,6 +64,11 @@ pub trait Capability: Send + Sync + 'static {
     /// Removes what is not in the VM's directory. Blocking.
     fn cleanup(&self, _: Site<'_>) -> Result<(), ApiError> {
         Ok(())
+    }
+
+    /// When somebody used the VM through it last, Unix time in milliseconds: `now_ms` while somebody does, 0 for never.
+    fn used_at(&self, _vm: VmId, _now_ms: u64) -> u64 {
+        0
     }
 
     /// What `doctor` says of it. Blocking.
@@ -143,6 +148,11 @@ impl Capabilities {
     pub fn cleanup(&self, site: Site<'_>) -> Result<(), ApiError> {
         let outcomes: Vec<_> = self.0.iter().rev().map(|capability| capability.cleanup(site)).collect();
         outcomes.into_iter().collect()
+    }
+
+    /// When somebody used the VM through one of them last.
+    pub fn used_at(&self, vm: VmId, now_ms: u64) -> u64 {
+        self.0.iter().map(|capability| capability.used_at(vm, now_ms)).max().unwrap_or_default()
     }
 
     /// What each says to `doctor`. Blocking.

@@ -19,7 +19,10 @@ use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Capability, Site};
-use crate::net::Lab;
+use crate::{
+    activity::{Session, Sessions},
+    net::Lab,
+};
 
 /// How many connections one port carries at once; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
@@ -39,6 +42,8 @@ pub struct Ports {
     open: Mutex<HashMap<VmId, HashMap<PublishedPort, Open>>>,
     /// Why a port of a VM that runs is not published.
     problems: Mutex<HashMap<VmId, String>>,
+    /// Open connections (of TCP; what UDP carries is seen at the tap).
+    sessions: Sessions,
 }
 
 /// A port that is taken, and whoever serves it once the VM runs.
@@ -55,7 +60,7 @@ enum Socket {
 impl Ports {
     /// Ports without an address are opened on `address`.
     pub fn new(lab: Lab, address: Ipv4Addr) -> Self {
-        Self { lab, address, open: Mutex::default(), problems: Mutex::default() }
+        Self { lab, address, open: Mutex::default(), problems: Mutex::default(), sessions: Sessions::default() }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<VmId, HashMap<PublishedPort, Open>>> {
@@ -72,6 +77,7 @@ impl Ports {
     }
 
     fn forget(&self, vm: VmId) {
+        self.sessions.retain(|other| other != vm);
         self.open().remove(&vm);
         self.problems().remove(&vm);
     }
@@ -112,14 +118,16 @@ impl Ports {
         }
     }
 
-    fn serve(&self, port: PublishedPort, socket: &Socket, guest: Ipv4Addr) -> io::Result<DropGuard> {
+    fn serve(&self, vm: VmId, port: PublishedPort, socket: &Socket, guest: Ipv4Addr) -> io::Result<DropGuard> {
         let stop = CancellationToken::new();
         let to = SocketAddrV4::new(guest, port.guest);
         let (lab, token) = (self.lab.clone(), stop.clone());
         match socket {
             Socket::Tcp(listener) => {
                 let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
-                tokio::spawn(token.run_until_cancelled_owned(tcp(listener, lab, to, stop.clone())));
+                let sessions = self.sessions.clone();
+                let used = move || sessions.open(vm);
+                tokio::spawn(token.run_until_cancelled_owned(tcp(listener, lab, to, used, stop.clone())));
             }
             Socket::Udp(socket) => {
                 let socket = Arc::new(tokio::net::UdpSocket::from_std(socket.try_clone()?)?);
@@ -135,7 +143,13 @@ fn unavailable(port: &PublishedPort, error: &io::Error) -> ApiError {
         .hint("another program of the host may have it; publish another")
 }
 
-async fn tcp(listener: tokio::net::TcpListener, lab: Lab, to: SocketAddrV4, stop: CancellationToken) {
+async fn tcp(
+    listener: tokio::net::TcpListener,
+    lab: Lab,
+    to: SocketAddrV4,
+    used: impl Fn() -> Session,
+    stop: CancellationToken,
+) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(turn) = room.clone().acquire_owned().await else { return };
@@ -148,9 +162,9 @@ async fn tcp(listener: tokio::net::TcpListener, lab: Lab, to: SocketAddrV4, stop
                 continue;
             }
         };
-        let (lab, stop) = (lab.clone(), stop.clone());
+        let (lab, stop, open) = (lab.clone(), stop.clone(), used());
         tokio::spawn(stop.run_until_cancelled_owned(async move {
-            let _turn = turn;
+            let _held = (turn, open);
             match timeout(CONNECT, connect(&lab, to)).await {
                 Ok(Ok(mut inside)) => {
                     // Either side may end it at any time.
@@ -231,7 +245,7 @@ impl Capability for Ports {
         let guest = site.spec.address.addr();
         for (port, open) in self.open().entry(site.spec.id).or_default() {
             if open.served.is_none() {
-                match self.serve(*port, &open.socket, guest) {
+                match self.serve(site.spec.id, *port, &open.socket, guest) {
                     Ok(served) => open.served = Some(served),
                     Err(error) => self.unpublished(site, &unavailable(port, &error)),
                 }
@@ -252,6 +266,10 @@ impl Capability for Ports {
     fn cleanup(&self, site: Site<'_>) -> Result<(), ApiError> {
         self.forget(site.spec.id);
         Ok(())
+    }
+
+    fn used_at(&self, vm: VmId, now_ms: u64) -> u64 {
+        self.sessions.used_at(vm, now_ms)
     }
 
     fn doctor(&self) -> Vec<Check> {

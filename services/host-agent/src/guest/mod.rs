@@ -53,6 +53,18 @@ impl Guest {
         }
     }
 
+    /// How many are logged in to its ssh server.
+    ///
+    /// # Errors
+    /// It does not answer, or is of a version that does not know.
+    pub async fn sessions(&self) -> io::Result<u32> {
+        let mut stream = self.channel.open().await?;
+        match exchange(&mut stream, &Request::Sessions).await? {
+            Reply::Sessions(count) => Ok(count),
+            other => Err(io::Error::other(format!("an unexpected answer: {other:?}"))),
+        }
+    }
+
     /// Asks the guest; the stream then carries what the request says.
     ///
     /// # Errors
@@ -64,7 +76,9 @@ impl Guest {
         match timeout(ANSWER, exchange(&mut stream, request)).await {
             Ok(Ok(Reply::Ok)) => Ok(stream),
             Ok(Ok(Reply::Error(error))) => Err(error),
-            Ok(Ok(Reply::Ready(_))) => Err(ApiError::internal("the guest gave an unexpected answer")),
+            Ok(Ok(Reply::Ready(_) | Reply::Sessions(_))) => {
+                Err(ApiError::internal("the guest gave an unexpected answer"))
+            }
             Ok(Err(error)) => Err(ApiError::unavailable(format!("the guest's channel broke: {error}"))),
             Err(_) => Err(silent()),
         }

@@ -54,7 +54,9 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
     // Listening before the guest is asked, so that the opener may send as soon as it has the reply.
     let stream = ByteStream::accept(&bus, request.session).await?;
     let inside = guest.ask(&wanted).await?;
+    let open = vms.session(request.vm);
     tokio::spawn(async move {
+        let _open = open;
         let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
         carry(stream, inside, async move { drop(off.await) }).await;
     });
@@ -66,7 +68,9 @@ async fn console(bus: &Bus, vms: &Vms, request: &OpenRequest) -> Result<Empty, A
     let (_, mut observed) = vms.guest(request.vm)?;
     let socket = console_socket(&vms.dir(request.vm)).await?;
     let stream = ByteStream::accept(bus, request.session).await?;
+    let open = vms.session(request.vm);
     tokio::spawn(async move {
+        let _open = open;
         let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
         carry(stream, socket, async move { drop(off.await) }).await;
     });

@@ -30,6 +30,7 @@ use contract::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
+    activity::{Session, Sessions},
     capability::{Capabilities, DataDisks},
     cgroup::Cgroups,
     disk::Driver,
@@ -101,12 +102,19 @@ pub struct Vms {
     tasks: Mutex<HashMap<VmId, Handle>>,
     /// VMs the lab has no row of, as it said last. Held for set operations only.
     orphans: Mutex<HashSet<VmId>>,
+    /// Ways into VMs that are open over the bus.
+    sessions: Sessions,
 }
 
 impl Vms {
     /// No VMs yet; [`Vms::adopt`] finds those that are there.
     pub fn new(deps: Deps) -> Arc<Self> {
-        Arc::new(Self { deps: Arc::new(deps), tasks: Mutex::default(), orphans: Mutex::default() })
+        Arc::new(Self {
+            deps: Arc::new(deps),
+            tasks: Mutex::default(),
+            orphans: Mutex::default(),
+            sessions: Sessions::default(),
+        })
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Handle>> {
@@ -267,6 +275,21 @@ impl Vms {
         let guest = handle.guest.borrow().clone();
         let guest = guest.ok_or_else(|| ApiError::failed_precondition(format!("the VM {vm} does not run")))?;
         Ok((guest, handle.observed))
+    }
+
+    /// Notes that a session into the VM is open, until what this gives is dropped.
+    pub fn session(&self, vm: VmId) -> Session {
+        self.sessions.open(vm)
+    }
+
+    /// When the VM was used by a session or through a published port last, Unix time in milliseconds; 0: never.
+    pub fn used_at(&self, vm: VmId, now_ms: u64) -> u64 {
+        self.sessions.used_at(vm, now_ms).max(self.deps.capabilities.used_at(vm, now_ms))
+    }
+
+    /// Forgets the sessions of VMs that do not run.
+    pub fn retain_sessions(&self, here: impl Fn(VmId) -> bool) {
+        self.sessions.retain(here);
     }
 
     /// A VM's directory.

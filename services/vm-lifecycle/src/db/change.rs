@@ -70,6 +70,8 @@ pub async fn vm_change(store: &Store, vm: VmId, epoch: i64, wanted: &Wanted) -> 
     let write = "update vm.vm set epoch = greatest(epoch, $2), name = $3, cpus = $4::bigint::integer, memory_mib = $5, \
             disk_mib = $6, labels = $7, restart_policy = $8, expires_at = $9, deletion_protection = $10, \
             features = features || jsonb_build_object('ports', $11::jsonb), \
+            active_at = case when idle_seconds is distinct from $12 or idle_action is distinct from $13 \
+                then clock_timestamp() else active_at end, idle_seconds = $12, idle_action = $13, \
             restart_at = case when $8 = 'no' then null else restart_at end, changed_at = clock_timestamp() where id = $1";
     let name = wanted.name.as_str();
     let labels = json!(wanted.labels);
@@ -88,6 +90,8 @@ pub async fn vm_change(store: &Store, vm: VmId, epoch: i64, wanted: &Wanted) -> 
                 &wanted.expires_at,
                 &wanted.deletion_protection,
                 &json!(wanted.ports),
+                &wanted.idle.map(|limit| i64::try_from(limit.seconds).unwrap_or(i64::MAX)),
+                &wanted.idle.map(|limit| limit.action.as_str()),
             ],
         )
         .await;

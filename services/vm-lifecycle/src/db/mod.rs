@@ -5,6 +5,7 @@ pub mod disk;
 pub mod due;
 pub mod examine;
 pub mod host;
+pub mod idle;
 pub mod lab;
 pub mod lab_reservation;
 pub mod names;

@@ -6,6 +6,7 @@ use contract::{
     ApiError, HostId, ImageId, Labels, MebiBytes, VmId, VmName,
     agent::Fence,
     feature::{Features, PublishedPort},
+    idle::IdleAction,
     vm::RestartPolicy,
 };
 use runtime::telemetry;
@@ -53,6 +54,10 @@ pub struct Settings {
     pub restart: RestartPolicy,
     /// How long it lives, in seconds from its reservation.
     pub ttl_seconds: Option<u64>,
+    /// How long it may be idle, in seconds.
+    pub idle_seconds: Option<u64>,
+    /// What happens then; as present as `idle_seconds`.
+    pub idle_action: Option<IdleAction>,
     /// What it has beside its size.
     pub features: Features,
     /// What its own data disks take of its host, in MiB.

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{number, parsed};
+use super::{idle, number, parsed};
 use crate::domain::{
     mac,
     state::{self, Denied, Event, Transition},
@@ -38,7 +38,8 @@ pub struct VmRow {
 
 pub(super) const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, v.cpus::bigint as cpus, v.memory_mib, \
      v.disk_mib, v.ssh_keys, v.ssh_host_key, v.ssh_port, v.reason, v.epoch, v.created_at, v.ready_at, l.address, \
-     v.labels, v.restart_policy, v.restarts::bigint as restarts, v.restart_at, v.expires_at, v.deletion_protection, v.features, \
+     v.labels, v.restart_policy, v.restarts::bigint as restarts, v.restart_at, v.expires_at, v.idle_seconds, v.idle_action, \
+     case when v.state = 'running' then v.active_at end as active_at, v.deletion_protection, v.features, \
      array(select o.id from operations.operation o where o.resource = 'vm:' || v.id and o.state = 'queued' order by o.id) \
         as queued, \
      masklen(h.subnet) as prefix, h.gateway, (select m.lab from vm.lab_member m where m.vm_id = v.id) as lab, \
@@ -146,6 +147,8 @@ pub(super) fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
         restarts: number(row, "restarts")?,
         restart_at: row.try_get("restart_at")?,
         expires_at: row.try_get("expires_at")?,
+        idle_limit: idle::limit(row)?,
+        active_at: row.try_get("active_at")?,
         deletion_protection: row.try_get("deletion_protection")?,
         features: serde_json::from_value(row.try_get("features")?)
             .map_err(|error| StoreError::Schema(format!("a VM's features: {error}")))?,
@@ -240,6 +243,7 @@ pub(super) async fn vm_write_in_txn(
                 restarts = case when v.state = 'running' and $2 <> v.state \
                     and v.ready_at < clock_timestamp() - make_interval(secs => $10) then 0 else v.restarts end, \
                 ready_at = case when $2 = 'running' and v.state not in ($2, 'paused') then clock_timestamp() else v.ready_at end, \
+                active_at = case when $2 = 'running' and v.state <> $2 then clock_timestamp() else v.active_at end, \
                 changed_at = clock_timestamp() \
              from vm.lease l where v.id = $1 and l.vm_id = v.id returning v.name, v.host_id, host(l.address) as address",
         )

@@ -4,6 +4,7 @@ use contract::{
     ApiError, Labels, MebiBytes, VmName,
     change::{Effect, FieldChange, SetRequest},
     feature::PublishedPort,
+    idle::IdleLimit,
     vm::{RestartPolicy, Vm, VmState},
 };
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct Wanted {
     pub restart: RestartPolicy,
     /// When it is deleted.
     pub expires_at: Option<OffsetDateTime>,
+    /// How long it may be idle, and what happens then.
+    #[serde(default)]
+    pub idle: Option<IdleLimit>,
     /// Whether a delete is refused.
     pub deletion_protection: bool,
     /// The host's ports that lead to it.
@@ -46,6 +50,7 @@ impl Wanted {
             labels: vm.labels.clone(),
             restart: vm.restart,
             expires_at: vm.expires_at,
+            idle: vm.idle_limit,
             deletion_protection: vm.deletion_protection,
             ports: vm.features.ports.clone(),
         }
@@ -103,6 +108,13 @@ pub fn wanted(vm: &Vm, request: &SetRequest, now: OffsetDateTime) -> Result<Want
             wanted.expires_at = Some(now + Duration::seconds(i64::try_from(ttl).unwrap_or(i64::MAX)));
         }
     }
+    let idle_seconds = match request.idle_seconds {
+        Some(0) => None,
+        given => given.or(vm.idle_limit.map(|limit| limit.seconds)),
+    };
+    // The action of a limit that is taken back goes with it; one that is given has to have its time.
+    let kept = vm.idle_limit.filter(|_| idle_seconds.is_some()).map(|limit| limit.action);
+    wanted.idle = spec::idle(idle_seconds, request.idle_action.or(kept), wanted.deletion_protection)?;
     spec::lifetime(wanted.expires_at.map(|_| *contract::vm::TTL_SECONDS.start()), wanted.deletion_protection)?;
     Ok(wanted)
 }
@@ -134,6 +146,10 @@ pub fn plan(vm: &Vm, wanted: &Wanted) -> Vec<FieldChange> {
     compare("ports", ports(&vm.features.ports), ports(&wanted.ports), Effect::Live);
     compare("restart", vm.restart.as_str().into(), wanted.restart.as_str().into(), Effect::Live);
     compare("expires_at", time(vm.expires_at), time(wanted.expires_at), Effect::Live);
+    let seconds = |limit: Option<IdleLimit>| limit.map(|limit| limit.seconds.to_string()).unwrap_or_default();
+    let action = |limit: Option<IdleLimit>| limit.map(|limit| limit.action.as_str().to_owned()).unwrap_or_default();
+    compare("idle_seconds", seconds(vm.idle_limit), seconds(wanted.idle), Effect::Live);
+    compare("idle_action", action(vm.idle_limit), action(wanted.idle), Effect::Live);
     let (from, to) = (vm.deletion_protection, wanted.deletion_protection);
     compare("deletion_protection", from.to_string(), to.to_string(), Effect::Live);
     plan

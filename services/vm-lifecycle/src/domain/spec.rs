@@ -3,6 +3,7 @@
 use contract::{
     ApiError, MebiBytes,
     deadline::WAIT_MAX_MS,
+    idle::{IDLE_SECONDS, IdleAction, IdleLimit},
     label::LABELS_MAX,
     vm::{CPUS, CreateRequest, DISK, MEMORY, SSH_KEY_BYTES_MAX, SSH_KEYS_MAX, TTL_SECONDS},
 };
@@ -31,6 +32,7 @@ pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
     timeout(request.timeout_ms)?;
     labels(request.labels.len())?;
     lifetime(request.ttl_seconds, request.deletion_protection)?;
+    idle(request.idle_seconds, request.idle_action, request.deletion_protection)?;
     feature::check(&request.features)?;
     if request.ssh_keys.len() > SSH_KEYS_MAX {
         return Err(ApiError::invalid_argument(format!("{} ssh keys are too many", request.ssh_keys.len()))
@@ -91,6 +93,33 @@ pub fn lifetime(ttl_seconds: Option<u64>, protected: bool) -> Result<(), ApiErro
         .hint(format!("it is {} to {}", TTL_SECONDS.start(), TTL_SECONDS.end()))),
         _ => Ok(()),
     }
+}
+
+/// Checks an idle limit beside deletion protection; what it is, if there is one.
+///
+/// # Errors
+/// `invalid_argument`: out of range, an action without a time, or a delete of what is protected.
+pub fn idle(seconds: Option<u64>, action: Option<IdleAction>, protected: bool) -> Result<Option<IdleLimit>, ApiError> {
+    let Some(seconds) = seconds else {
+        return match action {
+            None => Ok(None),
+            Some(_) => Err(ApiError::invalid_argument(
+                "`idle_action` says what happens after `idle_seconds`, which is missing",
+            )
+            .hint("say after how long, too")),
+        };
+    };
+    if !IDLE_SECONDS.contains(&seconds) {
+        let (least, most) = (IDLE_SECONDS.start(), IDLE_SECONDS.end());
+        return Err(ApiError::invalid_argument(format!("`idle_seconds` cannot be {seconds}"))
+            .hint(format!("it is {least} to {most}")));
+    }
+    let action = action.unwrap_or_default();
+    if protected && action == IdleAction::Delete {
+        return Err(ApiError::invalid_argument("a VM with `deletion_protection` cannot be deleted once it is idle")
+            .hint("let `idle_action` be stop or pause"));
+    }
+    Ok(Some(IdleLimit { seconds, action }))
 }
 
 fn range(field: &str, value: MebiBytes, allowed: &std::ops::RangeInclusive<MebiBytes>) -> Result<(), ApiError> {
@@ -196,6 +225,13 @@ mod tests {
             (serde_json::json!({"memory": 1}), "1M of memory", "96M to 1024G"),
             (serde_json::json!({"disk": "1M"}), "1M of disk", "16M to"),
             (serde_json::json!({"timeout_ms": 0}), "timeout_ms", "1 to 600000"),
+            (serde_json::json!({"idle_seconds": 5}), "idle_seconds", "10 to"),
+            (serde_json::json!({"idle_action": "stop"}), "idle_action", "after how long"),
+            (
+                serde_json::json!({"idle_seconds": 60, "idle_action": "delete", "deletion_protection": true}),
+                "deletion_protection",
+                "stop or pause",
+            ),
             (serde_json::json!({"image": "a b"}), "image name", "image ls"),
             (serde_json::json!({"ssh_keys": [KEY, "hello"]}), "ssh key 2", ".pub"),
             (serde_json::json!({"ssh_keys": [KEY.replace("ssh-ed25519", "ssh-rsa")]}), "one type", ".pub"),

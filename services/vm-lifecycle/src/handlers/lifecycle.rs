@@ -38,7 +38,7 @@ pub async fn handle<K: Kind<Request = VmOrder>>(
         id: OperationId::new(),
         kind: K::NAME,
         resource: vm.id.resource(),
-        request: json!(VmOrder { vm_id: vm.id, name: vm.name, force: request.force }),
+        request: json!(VmOrder { vm_id: vm.id, name: vm.name, force: request.force, idle_seconds: None }),
         deadline: deadline::LIFECYCLE,
         request_key: context.request_key,
         request_digest: context.body_digest,

@@ -1,5 +1,6 @@
 //! One file a verb: what a request must be, and its answer.
 
+mod activity;
 mod create;
 mod disks;
 mod doctor;
@@ -22,7 +23,9 @@ use bus::{Bus, BusError, RequestContext, Service};
 use contract::{
     ApiError, Verb, dns,
     doctor::Doctor,
-    host, lab as labs,
+    host,
+    idle::Activity,
+    lab as labs,
     many::{CreateMany, Many},
     usage::Usage,
     vm,
@@ -94,6 +97,7 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<host::Report, _>(service, app, report::handle).await?;
     serve::<dns::ListNames, _>(service, app, names::page).await?;
     serve::<dns::Resolve, _>(service, app, names::resolve).await?;
+    serve::<Activity, _>(service, app, activity::handle).await?;
     serve::<Doctor, _>(service, app, doctor::handle).await?;
     serve::<host::List, _>(service, app, hosts::handle).await
 }

@@ -270,6 +270,8 @@ pub(super) fn claim(
             deletion_protection: create.deletion_protection,
             restart: create.restart,
             ttl_seconds: create.ttl_seconds,
+            idle_seconds: create.idle_seconds,
+            idle_action: create.idle_seconds.map(|_| create.idle_action.unwrap_or_default()),
             ..Settings::default()
         }
         .with(create.features.clone()),

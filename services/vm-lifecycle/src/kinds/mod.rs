@@ -12,7 +12,7 @@ pub mod set;
 
 use std::{sync::Arc, time::Duration};
 
-use contract::{VmId, VmName};
+use contract::{VmId, VmName, idle};
 use operations::EngineBuilder;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,16 @@ pub struct VmOrder {
     pub name: VmName,
     /// Do not ask the guest to power off.
     pub force: bool,
+    /// It was idle for so long: nobody asked for it now, its limit did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u64>,
+}
+
+impl VmOrder {
+    /// Why the VM is where this order brings it, when that is not plain.
+    pub fn reason(&self, what: &str) -> Option<String> {
+        self.idle_seconds.map(|seconds| format!("{what} after {} idle", idle::in_words(seconds)))
+    }
 }
 
 /// A host silent for this long is not waited for any more: three times what makes it count as down, which is longer than a

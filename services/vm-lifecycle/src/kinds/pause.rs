@@ -137,7 +137,8 @@ impl<K: Halting> Step<K> for Say {
         if journal.idle {
             return Ok(());
         }
-        let patch = Patch { acknowledged: true, ..Patch::default() };
+        let reason = if K::PAUSED { order.reason("paused") } else { None };
+        let patch = Patch { acknowledged: true, reason, ..Patch::default() };
         rows::apply(cx, order.vm_id, &order.name, event(K::PAUSED), &patch).await.map(drop)
     }
 }

@@ -228,7 +228,7 @@ impl<K: Power> Step<K> for Stopped {
         if journal.idle {
             return Ok(());
         }
-        let patch = Patch { acknowledged: true, ..Patch::default() };
+        let patch = Patch { acknowledged: true, reason: order.reason("stopped"), ..Patch::default() };
         rows::apply(cx, order.vm_id, &order.name, Event::Stopped, &patch).await.map(drop)
     }
 }

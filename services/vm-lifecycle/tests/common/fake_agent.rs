@@ -8,13 +8,14 @@ use std::{
 
 use bus::{Bus, Service};
 use contract::{
-    ApiError, HostId, VmId,
+    AgentVerb, ApiError, HostId, VmId,
     agent::{
-        Adjusted, Fence, HostUsage, HostVmState, Provisioned, VmAdjust, VmAwaitReady, VmBoot, VmObservation,
-        VmProvision, VmRemove, VmStop,
+        Adjusted, Fence, HostUsage, HostVmState, Provisioned, VmAdjust, VmAwaitReady, VmBoot, VmCommand, VmObservation,
+        VmPause, VmProvision, VmRemove, VmResume, VmStop,
     },
     guest::GuestFacts,
     host::{self, Capacity, Empty, HeartbeatRequest, RegisterRequest, Registered, ReportRequest},
+    idle::{Activity, ActivityRequest, Idleness},
     usage::{Counters, Sample, SampleRequest, Samples},
 };
 use tokio::sync::Notify;
@@ -144,6 +145,13 @@ impl FakeAgent {
         };
         let request = ReportRequest { host: self.id.clone(), incarnation: self.incarnation(), vms: vec![seen] };
         self.bus.call::<host::Report>(&request).await
+    }
+
+    /// Tells for how long VMs are idle; those with a limit.
+    pub async fn tell_idle(&self, idle: &[(VmId, u64)]) -> Result<Vec<VmId>, ApiError> {
+        let vms = idle.iter().map(|(vm, seconds)| Idleness { vm: *vm, idle_ms: seconds * 1000 }).collect();
+        let request = ActivityRequest { host: self.id.clone(), incarnation: self.incarnation(), vms };
+        Ok(self.bus.call::<Activity>(&request).await?.limited)
     }
 
     /// Makes a VM end by itself, and reports it.
@@ -340,6 +348,8 @@ async fn serve(bus: &Bus, id: &HostId, inner: &Arc<Inner>) -> Service {
         })
         .await
         .unwrap();
+    serve_pause::<VmPause>(&service, id, inner, ("pause", HostVmState::Paused)).await;
+    serve_pause::<VmResume>(&service, id, inner, ("resume", HostVmState::Ready)).await;
     let agent = inner.clone();
     service
         .serve_agent::<HostUsage, _>(id, move |_, request| {
@@ -350,6 +360,25 @@ async fn serve(bus: &Bus, id: &HostId, inner: &Arc<Inner>) -> Service {
         .unwrap();
     service.ready().await.unwrap();
     service
+}
+
+async fn serve_pause<A: AgentVerb<Request = VmCommand, Reply = VmObservation>>(
+    service: &Service,
+    id: &HostId,
+    inner: &Arc<Inner>,
+    (verb, becomes): (&'static str, HostVmState),
+) {
+    let agent = inner.clone();
+    let serving = service.serve_agent::<A, _>(id, move |_, request| {
+        let agent = agent.clone();
+        async move {
+            let mut state = agent.state.lock().unwrap();
+            state.take(verb, request.vm, request.fence)?;
+            state.vms.insert(request.vm, becomes);
+            Ok(state.observe(request.vm))
+        }
+    });
+    serving.await.unwrap();
 }
 
 async fn await_ready(agent: &Inner, vm: VmId, fence: Fence, wait_ms: u64) -> Result<VmObservation, ApiError> {

@@ -63,6 +63,8 @@ mod tests {
             restarts: 0,
             restart_at: None,
             expires_at: None,
+            idle_limit: None,
+            active_at: None,
             deletion_protection: false,
             features: contract::feature::Features::default(),
             operation: None,

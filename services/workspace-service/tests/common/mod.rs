@@ -85,6 +85,8 @@ impl Lab {
             restarts: 0,
             restart_at: None,
             expires_at: None,
+            idle_limit: None,
+            active_at: None,
             deletion_protection: false,
             features: Default::default(),
             operation: None,

@@ -118,6 +118,8 @@ fn request(name: &VmName, file: Option<toml::Table>, args: CreateArgs) -> Result
     request.labels.extend(labels(&args.label)?);
     request.restart = parse_some(args.restart.as_deref())?.unwrap_or(request.restart);
     request.ttl_seconds = args.ttl.as_deref().map(seconds).transpose()?.or(request.ttl_seconds);
+    request.idle_seconds = args.idle.as_deref().map(seconds).transpose()?.or(request.idle_seconds);
+    request.idle_action = parse_some(args.idle_action.as_deref())?.or(request.idle_action);
     request.deletion_protection |= args.deletion_protection;
     features(&mut request.features, &args.features)?;
     Ok(request)

@@ -11,6 +11,7 @@ use bus::ByteStream;
 use contract::{
     ApiError, Labels, deadline,
     feature::DataDisk,
+    idle::{self, IdleLimit},
     many::ManyVerb,
     operation::Operation,
     verb::Verb,
@@ -170,6 +171,8 @@ fn show(vm: &Vm) -> Result<(), Failure> {
         ("kernel", vm.features.kernel.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("kernel args", vm.features.kernel_args.clone()),
         ("expires", vm.expires_at.map(|at| at.format(&Rfc3339).unwrap_or_default()).unwrap_or_default()),
+        ("idle limit", vm.idle_limit.map(idle_limit).unwrap_or_default()),
+        ("idle for", vm.active_at.map(output::age).unwrap_or_default()),
         ("protected", if vm.deletion_protection { "against deletion".to_owned() } else { String::new() }),
         ("operation", vm.operation.map(|id| id.to_string()).unwrap_or_default()),
         ("queued", joined(&vm.queued)),
@@ -193,6 +196,10 @@ fn labels_text(labels: &Labels) -> String {
         value => format!("{key}={value}"),
     });
     texts.collect::<Vec<_>>().join(" ")
+}
+
+fn idle_limit(limit: IdleLimit) -> String {
+    format!("{} after {} without use", limit.action.as_str(), idle::in_words(limit.seconds))
 }
 
 fn restart(vm: &Vm) -> String {

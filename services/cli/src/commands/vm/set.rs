@@ -43,6 +43,8 @@ pub async fn run(global: &Global, format: Format, args: SetArgs) -> Result<Outco
         labels,
         restart: parse_some(args.restart.as_deref())?,
         ttl_seconds: args.ttl.as_deref().map(ttl).transpose()?,
+        idle_seconds: args.idle.as_deref().map(ttl).transpose()?,
+        idle_action: parse_some(args.idle_action.as_deref())?,
         deletion_protection: args.deletion_protection.map(|word| word == "on"),
         ports: ports(&args.publish)?,
         dry_run: args.dry_run,
