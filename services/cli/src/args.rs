@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use lab::LabCommand;
-pub use vm::{CreateArgs, FeatureArgs, SetArgs, TopArgs, VmCommand, Which};
+pub use vm::{CreateArgs, FeatureArgs, PostmortemArgs, SetArgs, TopArgs, VmCommand, Which};
 
 use crate::{dev::args::DevCommand, output::Format};
 

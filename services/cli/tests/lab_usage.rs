@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use common::{busybox_layout, lab_or_skip, refused};
 use serde_json::Value;
@@ -32,6 +32,21 @@ async fn sample(lab: &Lab, vm: &str) -> Value {
     all.into_iter().find(|line| line["name"] == vm).unwrap_or_else(|| panic!("no sample of {vm}"))["sample"].clone()
 }
 
+/// A postmortem: what was said of it, and its files by their names.
+async fn postmortem(lab: &Lab, asked: &[&str], name: &str) -> (Value, BTreeMap<String, String>) {
+    let path = lab.scratch().join(format!("{name}.tar.gz"));
+    let file = path.display().to_string();
+    let said = lab.must(&[&["vm", "postmortem", "--file", &file, "-o", "json"], asked].concat()).await;
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(&path).unwrap()));
+    let entries = tar.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().components().skip(1).collect::<std::path::PathBuf>();
+        (path.display().to_string(), std::io::read_to_string(&mut entry).unwrap())
+    });
+    let files = entries.collect();
+    (serde_json::from_str(&said).unwrap(), files)
+}
+
 fn count(sample: &Value, path: &str) -> u64 {
     sample.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path}: {sample}"))
 }
@@ -42,7 +57,7 @@ async fn counters_move_when_a_guest_works_and_begin_anew_with_its_next_start() {
     let layout = busybox_layout(&lab.scratch());
     lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
     let small = ["--image", "bb", "--memory", "128M", "--disk", "256M", "--label", "ci=1"];
-    lab.must(&[&["vm", "create", "web"][..], &small].concat()).await;
+    lab.must(&[&["vm", "create", "web", "--env", "TOKEN=s3cret"][..], &small].concat()).await;
     lab.must(&[&["vm", "create", "other"][..], &small].concat()).await;
     lab.must(&[&["vm", "create", "lazy", "--idle", "10s", "--restart", "always"][..], &small[..6]].concat()).await;
     let address = show(&lab, "other").await["address"].as_str().unwrap().to_owned();
@@ -72,10 +87,14 @@ async fn counters_move_when_a_guest_works_and_begin_anew_with_its_next_start() {
     let peer = sample(&lab, "other").await;
     assert!(count(&peer, "/counters/network/received_bytes") >= 3_000, "{peer}");
 
+    for what in ["running", "ready"] {
+        assert_eq!(lab.must(&["vm", "wait", "web", "--for", what]).await, format!("web is {what}\n"));
+    }
+
     // A table for people, sorted; one that is off shows its disk only.
     lab.must(&["vm", "stop", "other", "--force"]).await;
     let busy = lab.command(&["exec", "web", "--", "sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"]);
-    let (table, _) = tokio::join!(lab.must(&["vm", "top", "-n", "2", "--delay", "500ms", "--label", "ci=1"]), busy);
+    let (table, _) = tokio::join!(lab.must(&["vm", "top", "-n", "2", "--delay", "1s", "--label", "ci=1"]), busy);
     let tables: Vec<Vec<Vec<&str>>> = table
         .split("\n\n")
         .filter(|part| part.starts_with("NAME"))
@@ -116,6 +135,54 @@ async fn counters_move_when_a_guest_works_and_begin_anew_with_its_next_start() {
     })
     .await;
 
+    // All that is known of it goes into one archive, but for what is secret.
+    let (_, whole) = postmortem(&lab, &["web"], "whole").await;
+    for file in [
+        "vm.json",
+        "operations.json",
+        "events.json",
+        "doctor.json",
+        "host/console.log",
+        "host/vmm.log",
+        "host/handles.json",
+        "host/usage.json",
+        "host/vmm-command.txt",
+        "host/vmm-status.txt",
+        "host/host.txt",
+        "host/files.txt",
+    ] {
+        assert!(whole.contains_key(file), "{file}: {:?}", whole.keys());
+    }
+    assert!(whole["operations.json"].contains("vm.restart") && whole["operations.json"].contains("trace_id"));
+    assert!(whole["events.json"].contains(".paused") && whole["host/vmm-command.txt"].contains("qemu-system"));
+    assert!(whole["host/handles.json"].contains("TOKEN") && !whole.values().any(|text| text.contains("s3cret")));
+    let listed = whole.values().any(|text| text.contains("PRIVATE KEY"));
+    assert!(!listed, "the ssh host key stays where it is");
+    refused(&lab, &["vm", "postmortem", "nope"], "not_found", 3).await;
+    let there = lab.scratch().join("whole.tar.gz").display().to_string();
+    refused(&lab, &["vm", "postmortem", "web", "--file", &there], "already_exists", 4).await;
+
+    // Of one whose create failed, what its operation kept.
+    let failed = refused(
+        &lab,
+        &[&["vm", "create", "bad", "--kernel-args", "initcall_blacklist=populate_rootfs"][..], &small].concat(),
+        "failed_precondition",
+        5,
+    )
+    .await;
+    let operation = failed["error"]["details"]["operation_id"].as_str().unwrap().to_owned();
+    for asked in [&["bad"][..], &["--operation", &operation]] {
+        let (about, left) = postmortem(&lab, asked, &format!("left-{}", asked.len())).await;
+        assert!(
+            left["operations.json"].contains("Kernel panic") && left["missing.txt"].contains("vm.json"),
+            "{left:?}"
+        );
+        assert!(
+            left["operations.json"].contains(&operation) && about["missing"].as_array().unwrap().len() > 1,
+            "{about}"
+        );
+    }
+
     // A host that is away is said to be, and its VMs are listed all the same.
     lab.kill(&host);
     let lines = measured(&lab).await;
@@ -124,6 +191,8 @@ async fn counters_move_when_a_guest_works_and_begin_anew_with_its_next_start() {
         lines.iter().any(|line| line["host"] == host.as_str() && line["error"]["code"] == "unavailable"),
         "{lines:?}"
     );
+    let (_, away) = postmortem(&lab, &["web"], "away").await;
+    assert!(away["missing.txt"].contains("not connected") && away["vm.json"].contains("paused"), "{away:?}");
     lab.start_process(&host, &[]);
     lab.wait_ready().await;
     refused(&lab, &["vm", "top", "--sort", "size", "--once"], "invalid_argument", 2).await;

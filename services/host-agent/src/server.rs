@@ -23,7 +23,7 @@ use crate::{
     net::Lab,
     registration::Registration,
     usage::Meter,
-    vm::{Deps, Vms, console, reconcile},
+    vm::{Deps, Vms, console, postmortem, reconcile},
     vmm::{Vmm, probe, qemu::Qemu},
 };
 
@@ -167,6 +167,12 @@ async fn serve_vms(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::
     command!(service, host, agent::VmResume, vms, |vms, request| vms.pause(request, false).await);
     command!(service, host, agent::HostExamine, vms, |vms, request| Ok::<_, ApiError>(vms.examine(request).await));
     let meter = Meter::new(vms.clone());
+    let (all, gauge) = (vms.clone(), meter.clone());
+    let gather = move |_, request| {
+        let (vms, meter) = (all.clone(), gauge.clone());
+        async move { Ok::<_, ApiError>(postmortem::gather(vms, meter, request).await) }
+    };
+    service.serve_agent::<agent::VmEvidence, _>(host, gather).await?;
     command!(service, host, agent::HostUsage, meter, |meter, request| Ok::<_, ApiError>(meter.answer(request).await));
     command!(service, host, agent::DiskRemove, vms, |vms, request| vms.remove_disk(request).await.map(empty));
     command!(service, host, agent::VmStop, vms, |vms, request| vms.stop(request).await);

@@ -22,6 +22,7 @@ use crate::{
     image::{ImageConfig, ImageSource},
     name::VmName,
     operation::Progress,
+    postmortem::{Evidence, EvidenceRequest},
     size::MebiBytes,
     usage::{SampleRequest, Samples},
     verb::agent_verbs,
@@ -323,6 +324,8 @@ agent_verbs! {
     VmStop = "vm.stop", deadline::AGENT, StopRequest => VmObservation;
     /// Ends a VM's VMM and removes all the host has of it.
     VmRemove = "vm.remove", deadline::AGENT, VmCommand => Empty;
+    /// Gathers what the host knows of a VM, for a postmortem.
+    VmEvidence = "vm.evidence", deadline::QUICK, EvidenceRequest => Evidence;
     /// Lists what the host has.
     VmList = "vm.list", deadline::QUICK, Empty => Observations;
     /// Opens a byte stream into a guest, or onto its console log.

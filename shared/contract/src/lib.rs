@@ -24,6 +24,7 @@ pub mod label;
 pub mod many;
 pub mod name;
 pub mod operation;
+pub mod postmortem;
 pub mod size;
 pub mod stream;
 pub mod subject;

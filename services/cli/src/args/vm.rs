@@ -177,6 +177,20 @@ pub struct TopArgs {
     pub once: bool,
 }
 
+/// `warren vm postmortem`
+#[derive(Debug, Args)]
+pub struct PostmortemArgs {
+    /// Name or id, also of a VM whose create failed or that is deleted, while its operations are kept
+    #[arg(required_unless_present = "operation", conflicts_with = "operation")]
+    pub vm: Option<String>,
+    /// The VM that this operation was about
+    #[arg(long, value_name = "ID")]
+    pub operation: Option<String>,
+    /// The archive, a .tar.gz; never one that is there [default: postmortem-NAME-TIME.tar.gz]
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
 /// `warren vm …`
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
@@ -300,6 +314,8 @@ pub enum VmCommand {
         /// Name or id
         vm: String,
     },
+    /// Put all that is known of a VM into one archive, without secrets: what failed, its logs, its host
+    Postmortem(PostmortemArgs),
     /// Print a VM's console log
     Logs {
         /// Name or id

@@ -1,4 +1,4 @@
-//! Console logs, bounded: a VMM appends to its log by itself, so the agent frees the blocks of the head and
+//! Console logs and VMMs' own logs, bounded: a VMM appends to them by itself, so the agent frees the blocks of the head and
 //! leaves offsets as they are.
 
 use std::{fs::OpenOptions, io, os::fd::AsFd, path::Path, time::Duration};
@@ -11,14 +11,14 @@ use crate::{
     vmm::{jail::open_untrusted, names},
 };
 
-/// How much of a console log is kept, in bytes.
+/// How much of a log is kept, in bytes.
 pub const KEEP: u64 = 4 * 1024 * 1024;
 /// How much it may have before its head is freed.
 const MAX: u64 = 8 * 1024 * 1024;
 /// How often logs are looked at.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Bounds the console logs of all VMs, for ever.
+/// Bounds the logs of all VMs, for ever.
 pub async fn bound(vms: std::sync::Arc<Vms>) {
     let mut tick = tokio::time::interval(EVERY);
     loop {
@@ -27,11 +27,13 @@ pub async fn bound(vms: std::sync::Arc<Vms>) {
         let done = tokio::task::spawn_blocking(move || -> io::Result<()> {
             for dir in files::subdirectories(&root)? {
                 trim(&dir.join(names::CONSOLE))?;
+                // A guest can make its VMM complain without end.
+                trim(&dir.join(names::VMM_LOG))?;
             }
             Ok(())
         });
         if let Ok(Err(error)) = done.await {
-            tracing::warn!(%error, "console logs were not bounded");
+            tracing::warn!(%error, "logs were not bounded");
         }
     }
 }

@@ -8,6 +8,7 @@ mod checks;
 pub mod console;
 mod ending;
 mod owner;
+pub mod postmortem;
 mod power;
 mod provision;
 pub mod reconcile;

@@ -4,6 +4,7 @@ mod activity;
 mod create;
 mod disks;
 mod doctor;
+mod evidence;
 mod get;
 mod heartbeat;
 mod hosts;
@@ -27,6 +28,7 @@ use contract::{
     idle::Activity,
     lab as labs,
     many::{CreateMany, Many},
+    postmortem::Gather,
     usage::Usage,
     vm,
 };
@@ -84,6 +86,7 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<vm::Pause, _>(service, app, lifecycle::handle::<Pause>).await?;
     serve::<vm::Resume, _>(service, app, lifecycle::handle::<Resume>).await?;
     serve::<vm::Set, _>(service, app, set::handle).await?;
+    serve::<Gather, _>(service, app, evidence::handle).await?;
     serve::<Usage, _>(service, app, usage::handle).await?;
     serve::<vm::DiskList, _>(service, app, disks::list).await?;
     serve::<vm::DiskDelete, _>(service, app, disks::delete).await?;

@@ -1,8 +1,10 @@
 //! `warren vm …`
 
+mod claims;
 mod console;
 pub(super) mod create;
 mod many;
+mod postmortem;
 mod set;
 mod top;
 mod wait_for;
@@ -29,6 +31,7 @@ use crate::{
     output::{self, Format},
     wait,
 };
+use claims::Claims;
 pub(super) use create::seconds;
 
 /// The VMs of one request for a list: about 200 KiB, far below what a message may hold.
@@ -57,10 +60,11 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
         }
         VmCommand::Top(args) => top::run(global, format, args).await,
         VmCommand::Show { vm } => {
-            let vm = Client::connect(global).await?.ask::<vm::Get>(&VmRef { vm }).await?;
+            let client = Client::connect(global).await?;
+            let vm = client.ask::<vm::Get>(&VmRef { vm }).await?;
             match format {
                 Format::Json => output::json(&vm)?,
-                Format::Table => show(&vm)?,
+                Format::Table => show(&vm, &claims::of(&client, &vm).await?)?,
             }
             Ok(Outcome::Done)
         }
@@ -86,6 +90,7 @@ pub async fn run(global: &Global, format: Format, command: VmCommand) -> Result<
         }
         VmCommand::Wait { vm, what, timeout } => wait_for::run(global, format, vm, &what, &timeout).await,
         VmCommand::Console { vm } => console::run(global, &vm).await,
+        VmCommand::Postmortem(args) => postmortem::run(global, format, args).await,
         VmCommand::Logs { vm, follow, tail } => logs(global, &vm, follow, tail).await,
     }
 }
@@ -145,7 +150,7 @@ fn row(vm: &Vm) -> Vec<String> {
     ]
 }
 
-fn show(vm: &Vm) -> Result<(), Failure> {
+fn show(vm: &Vm, claims: &Claims) -> Result<(), Failure> {
     output::pairs(vec![
         ("name", vm.name.to_string()),
         ("id", vm.id.to_string()),
@@ -174,8 +179,8 @@ fn show(vm: &Vm) -> Result<(), Failure> {
         ("idle limit", vm.idle_limit.map(idle_limit).unwrap_or_default()),
         ("idle for", vm.active_at.map(output::age).unwrap_or_default()),
         ("protected", if vm.deletion_protection { "against deletion".to_owned() } else { String::new() }),
-        ("operation", vm.operation.map(|id| id.to_string()).unwrap_or_default()),
-        ("queued", joined(&vm.queued)),
+        ("operation", claims.holder.clone()),
+        ("queued", claims.queued.clone()),
         ("age", output::age(vm.created_at)),
         ("ready for", vm.ready_at.map(output::age).unwrap_or_default()),
     ])

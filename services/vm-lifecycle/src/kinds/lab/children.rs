@@ -210,7 +210,12 @@ async fn begin(cx: &Context, child: &Child, seen: Option<&Seen>) -> Result<(), S
                 id: OperationId::new(),
                 kind: child.kind,
                 resource: child.vm.resource(),
-                request: json!(VmOrder { vm_id: child.vm, name: child.name.clone(), force: child.force, idle_seconds: None }),
+                request: json!(VmOrder {
+                    vm_id: child.vm,
+                    name: child.name.clone(),
+                    force: child.force,
+                    idle_seconds: None
+                }),
                 deadline: deadline::LIFECYCLE,
                 request_key: Some(child.key(cx.operation())),
                 request_digest: String::new(),

@@ -24,8 +24,9 @@ use rates::Rates;
 use screen::Screen;
 use view::{Sort, View};
 
-/// The shortest time between two measurements: hosts give samples younger than half a second to all who ask.
-const DELAY_MIN: Duration = Duration::from_millis(500);
+/// The shortest time between two measurements: hosts give samples younger than half a second to all who ask, and twice the same
+/// sample has no rate.
+const DELAY_MIN: Duration = Duration::from_secs(1);
 /// The longest.
 const DELAY_MAX: Duration = Duration::from_secs(3600);
 
@@ -59,7 +60,7 @@ fn delay(text: &str) -> Result<Duration, ApiError> {
         ApiError::invalid_argument(format!("{text:?} is no time: {error}")).hint("write it like 2s")
     })?;
     if !(DELAY_MIN..=DELAY_MAX).contains(&delay) {
-        return Err(ApiError::invalid_argument(format!("--delay cannot be {text}")).hint("it is 500ms to 1h"));
+        return Err(ApiError::invalid_argument(format!("--delay cannot be {text}")).hint("it is 1s to 1h"));
     }
     Ok(delay)
 }
@@ -121,7 +122,7 @@ async fn show(
 ) -> Result<Outcome, Failure> {
     let mut rates = Rates::default();
     // The first rates are had sooner, so that nobody looks at an empty table for long.
-    let mut next = Instant::now() + delay.min(Duration::from_secs(1));
+    let mut next = Instant::now() + delay.min(DELAY_MIN);
     rates.update(measure(client, request.clone()).await?);
     let live = std::io::stdout().is_terminal() && std::io::stdin().is_terminal() && tables.is_none();
     let mut screen = if live { Some(Screen::enter()?) } else { None };

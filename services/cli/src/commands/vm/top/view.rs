@@ -89,7 +89,7 @@ fn memory(vm: &VmUsage) -> Option<u64> {
 fn totals(rates: &Rates) -> String {
     let count = rates.lines.len();
     let running = rates.lines.iter().filter(|line| line.vm.state == VmState::Running).count();
-    let cpu: f64 = rates.lines.iter().filter_map(|line| line.rate).map(|rate| rate.cpu).sum();
+    let cpu = rates.lines.iter().filter_map(|line| line.rate).fold(0.0, |sum, rate| sum + rate.cpu);
     let bytes: u64 = rates.lines.iter().filter_map(|line| memory(&line.vm)).sum();
     let now = OffsetDateTime::now_utc();
     format!(
