@@ -43,7 +43,7 @@ impl Port {
     /// Serves one host after the other, until the port itself fails.
     pub async fn serve(&mut self, shared: &Arc<Shared>) {
         loop {
-            match self.host_is_there() {
+            match host_is_there(&self.0) {
                 Ok(true) => {}
                 Ok(false) => {
                     tokio::time::sleep(AWAY).await;
@@ -52,25 +52,24 @@ impl Port {
                 Err(error) => return tracing::error!("the channel's port failed: {error}"),
             }
             // Registered anew each time: tokio keeps a hang-up it has seen for the registration's life.
-            // SAFETY: an `Arc<File>` keeps the same descriptor open for as long as the registration has it.
-            let mut channel = match unsafe { AsyncFd::register(Arc::clone(&self.0)) } {
-                Ok(port) => Channel::new(Connected(port)),
+            let mut channel = match Connected::new(Arc::clone(&self.0)) {
+                Ok(port) => Channel::new(port),
                 Err(error) => return tracing::error!("the channel's port cannot be waited for: {error}"),
             };
             while let Ok(()) = mux::serve(&mut channel, shared).await {}
             tokio::time::sleep(AWAY).await;
         }
     }
+}
 
-    fn host_is_there(&self) -> io::Result<bool> {
-        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        poll(&mut polled, PollTimeout::ZERO)?;
-        let events = polled[0].revents().unwrap_or(PollFlags::empty());
-        if events.contains(PollFlags::POLLNVAL) {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        Ok(!events.contains(PollFlags::POLLHUP))
+fn host_is_there(port: &fs::File) -> io::Result<bool> {
+    let mut polled = [PollFd::new(port.as_fd(), PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO)?;
+    let events = polled[0].revents().unwrap_or(PollFlags::empty());
+    if events.contains(PollFlags::POLLNVAL) {
+        return Err(io::ErrorKind::BrokenPipe.into());
     }
+    Ok(!events.contains(PollFlags::POLLHUP))
 }
 
 /// Looks through sysfs, which unlike `/dev/virtio-ports` needs no udev.
@@ -85,14 +84,50 @@ fn find() -> io::Result<PathBuf> {
 }
 
 /// The port while a host is there.
-struct Connected(AsyncFd<Arc<fs::File>>);
+struct Connected {
+    port: Arc<fs::File>,
+    /// Absent only while it is made anew.
+    registered: Option<AsyncFd<Arc<fs::File>>>,
+}
+
+impl Connected {
+    fn new(port: Arc<fs::File>) -> io::Result<Self> {
+        let mut connected = Self { port, registered: None };
+        connected.register()?;
+        Ok(connected)
+    }
+
+    fn register(&mut self) -> io::Result<()> {
+        // The old one goes first: epoll takes a descriptor once.
+        drop(self.registered.take());
+        // SAFETY: an `Arc<File>` keeps the same descriptor open for as long as the registration has it.
+        self.registered = Some(unsafe { AsyncFd::register(Arc::clone(&self.port)) }?);
+        Ok(())
+    }
+
+    fn registered(&self) -> io::Result<&AsyncFd<Arc<fs::File>>> {
+        self.registered.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// The port had hung up and is open again: another host came before the end of the last one was read. As tokio keeps a hang-up,
+    /// the port would count as ready for ever and be asked without a pause.
+    fn renew(&mut self, context: &Context<'_>) -> io::Result<()> {
+        self.register()?;
+        // Whatever else this task waits for at the port is to be asked for anew, too.
+        context.waker().wake_by_ref();
+        Ok(())
+    }
+}
 
 impl AsyncRead for Connected {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
         loop {
-            let mut ready = ready!(self.0.poll_read_ready(context))?;
+            let mut ready = ready!(this.registered()?.poll_read_ready(context))?;
+            let hung_up = ready.ready().is_read_closed();
             match ready.try_io(|port| io::Read::read(&mut &**port.get_ref(), buffer.initialize_unfilled())) {
                 Ok(outcome) => return Poll::Ready(outcome.map(|length| buffer.advance(length))),
+                Err(_would_block) if hung_up => this.renew(context)?,
                 Err(_would_block) => {}
             }
         }
@@ -101,10 +136,17 @@ impl AsyncRead for Connected {
 
 impl AsyncWrite for Connected {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
         loop {
-            let mut ready = ready!(self.0.poll_write_ready(context))?;
+            let mut ready = ready!(this.registered()?.poll_write_ready(context))?;
+            let hung_up = ready.ready().is_write_closed();
             match ready.try_io(|port| io::Write::write(&mut &**port.get_ref(), bytes)) {
                 Ok(outcome) => return Poll::Ready(outcome),
+                // A reader reads the end of a host that is away; a writer is told.
+                Err(_would_block) if hung_up && !host_is_there(&this.port)? => {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                }
+                Err(_would_block) if hung_up => this.renew(context)?,
                 Err(_would_block) => {}
             }
         }
