@@ -1,6 +1,6 @@
 //! **Idle limits**: what happens to a VM that nobody uses. A VM is in use at a moment when
 //!
-//! * a session into it is open over the bus (`exec`, `ssh`, `console`; looking at its log is none), a connection to one of its
+//! * a session into it is open over the bus (`exec`, `ssh`, `console`, `cp`, `port-forward`; its log is none), a connection to one of its
 //!   published ports, or a logged-in ssh connection to guest-agent's own server, or
 //! * its VMM took more processor time, or its guest sent or received more, over the last half minute than one that has nothing to
 //!   do (the thresholds are host-agent's `activity`).
