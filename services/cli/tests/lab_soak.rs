@@ -24,14 +24,18 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// Two of the VMs are also a lab's, so that a lab and single creates want each other's names.
+const LAB: &str = "lab = \"soak\"\n[defaults]\nimage = \"bb\"\nmemory = \"128M\"\ndisk = \"128M\"\n[vms.vm-0]\n[vms.vm-1]\nafter = [\"vm-0\"]\n";
+
 /// One client: random verbs on random VMs, without waiting for what becomes of them.
 async fn client(lab: Arc<Mutex<Lab>>, seed: u64, verbs: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
+    let file = lab.lock().await.scratch().join("soak.toml").display().to_string();
     for _ in 0..verbs {
         let vm = format!("vm-{}", rng.random_range(0..VMS));
         let create = ["vm", "create", &vm, "--image", "bb", "--memory", "128M", "--disk", "128M", "--no-wait"];
         let ttl = format!("{}s", rng.random_range(600..900));
-        let arguments: Vec<&str> = match rng.random_range(0..12) {
+        let arguments: Vec<&str> = match rng.random_range(0..15) {
             0..=3 => create.to_vec(),
             4 => vec!["vm", "stop", &vm, "--force", "--no-wait"],
             5 => vec!["vm", "start", &vm, "--no-wait"],
@@ -39,6 +43,9 @@ async fn client(lab: Arc<Mutex<Lab>>, seed: u64, verbs: u64) {
             7 => vec!["vm", "pause", &vm, "--no-wait"],
             8 => vec!["vm", "resume", &vm, "--no-wait"],
             9 => vec!["vm", "set", &vm, "--ttl", &ttl, "--no-wait"],
+            10 => vec!["vm", "set", &vm, "--disk", "160M", "--no-wait"],
+            11 => vec!["lab", "up", "-f", &file, "--no-wait"],
+            12 => vec!["lab", "down", "soak", "--no-wait"],
             _ => vec!["vm", "rm", &vm, "--no-wait"],
         };
         let running = lab.lock().await.command(&arguments);
@@ -57,17 +64,26 @@ async fn killer(lab: Arc<Mutex<Lab>>, seed: u64, stop: tokio_util::sync::Cancell
         let mut lab = lab.lock().await;
         let victims: Vec<String> =
             SERVICES.iter().map(|name| (*name).to_owned()).chain(lab.hosts().iter().cloned()).collect();
-        match rng.random_range(0..=victims.len() + 1) {
+        match rng.random_range(0..=victims.len() + 2) {
             n if n < victims.len() => {
                 lab.kill(&victims[n]);
                 lab.start_process(&victims[n], &[]);
             }
             n if n == victims.len() => lab.nats.restart().await,
+            n if n == victims.len() + 1 => kill_a_vmm(&lab, &mut rng),
             _ => lab.postgres.restart().await,
         }
         kills += 1;
     }
     kills
+}
+
+fn kill_a_vmm(lab: &Lab, rng: &mut StdRng) {
+    let vmms: Vec<u32> = lab.hosts().iter().flat_map(|host| testkit::lab::vmms(&lab.state_dir(host))).collect();
+    if let Some(pid) = vmms.get(rng.random_range(0..vmms.len().max(1))) {
+        // One that has just ended is as dead.
+        drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL));
+    }
 }
 
 async fn count(lab: &Lab, query: &str) -> i64 {
@@ -82,6 +98,7 @@ async fn random_verbs_and_random_kills_leave_every_operation_ended_and_nothing_o
         let name = if n == 0 { "bb".to_owned() } else { format!("bb{n}") };
         lab.must(&["image", "pull", &layout, "--layout", "--name", &name, "--host", host]).await;
     }
+    std::fs::write(lab.scratch().join("soak.toml"), LAB).unwrap();
     let seed = number("WARREN_TEST_SOAK_SEED", u64::from(std::process::id()));
     let verbs = number("WARREN_TEST_SOAK_VERBS", 200);
     println!("seed {seed}, {verbs} verbs of {CLIENTS} clients");
