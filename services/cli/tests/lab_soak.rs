@@ -82,7 +82,9 @@ fn kill_a_vmm(lab: &Lab, rng: &mut StdRng) {
     let vmms: Vec<u32> = lab.hosts().iter().flat_map(|host| testkit::lab::vmms(&lab.state_dir(host))).collect();
     if let Some(pid) = vmms.get(rng.random_range(0..vmms.len().max(1))) {
         // One that has just ended is as dead.
-        drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL));
+        let killed =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+        println!("killed VMM {pid}: {killed:?}");
     }
 }
 
