@@ -79,6 +79,8 @@ async fn files(lab: &Lab) {
     lab.must(&["cp", &format!("{}/sub/program", path("tree")), "web:/etc/motd"]).await;
     lab.must(&["cp", "web:/etc/motd", "web:/tmp/copied"]).await;
     assert_eq!(guest(lab, "cat /tmp/copied").await, "#!/bin/sh");
+    lab.must(&["cp", "web:/srv/deep/.", &path("flat")]).await;
+    assert!(here.join("flat/sub/program").exists());
     // As an archive through pipes.
     let archive = run(lab, &lab.binary("warren"), &["cp", "web:/tmp/tree", "-"], b"").stdout;
     run(lab, &lab.binary("warren"), &["cp", "-", "web:/tmp/piped"], &archive);

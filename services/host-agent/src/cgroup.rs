@@ -77,8 +77,10 @@ impl Cgroups {
             _ => {}
         }
         for (controller, file, value) in limits(spec) {
-            if self.controllers.contains(&controller) {
-                fs::write(group.join(file), value)?;
+            let file = group.join(file);
+            // Weights of disk traffic are there only where the kernel has a scheduler or a cost model for them.
+            if self.controllers.contains(&controller) && (controller != "io" || file.exists()) {
+                fs::write(file, value)?;
             }
         }
         Ok(fs::OpenOptions::new().write(true).open(group.join("cgroup.procs"))?.into())
@@ -157,13 +159,14 @@ impl Cgroups {
     }
 }
 
-fn limits(spec: &VmSpec) -> [(&'static str, &'static str, String); 4] {
+fn limits(spec: &VmSpec) -> [(&'static str, &'static str, String); 5] {
     let cpus = u64::from(spec.cpus);
     [
         // Half a processor more than the guest has: the VMM's own threads move its bytes.
         ("cpu", "cpu.max", format!("{} {PERIOD}", cpus * PERIOD + PERIOD / 2)),
         ("cpu", "cpu.weight", (100 * cpus).min(10_000).to_string()),
         ("memory", "memory.max", (spec.memory.bytes() + MEMORY_OVERHEAD).to_string()),
+        ("io", "io.weight", (100 * cpus).min(10_000).to_string()),
         ("pids", "pids.max", (PIDS + 4 * cpus).to_string()),
     ]
 }

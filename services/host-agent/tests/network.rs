@@ -4,8 +4,8 @@
 mod common;
 
 use std::{
-    io::Write,
-    net::{Ipv4Addr, UdpSocket},
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -295,11 +295,35 @@ fn a_published_udp_port_answers_each_sender_and_one_in_use_is_refused() {
             assert_eq!(&buffer[..length], said.as_bytes());
         }
     }
+    // One that is being stopped takes no new connections, but those that are open go on until it is off.
+    stage.guests[0].listen_and_echo(8);
+    let (mut tcp, port) = (right.clone(), TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    tcp.features.ports = vec![format!("{port}:8").parse().unwrap(), format!("{free}:7/udp").parse().unwrap()];
+    ports.changed(site(&tcp)).unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    open.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut echo = |text: &[u8]| {
+        let mut buffer = [0; 5];
+        open.write_all(text).and_then(|()| open.read_exact(&mut buffer)).map(|()| buffer == text)
+    };
+    assert!(echo(b"first").unwrap());
+    ports.before_stop(site(&tcp));
+    wait_until_refused(port);
+    assert!(echo(b"later").unwrap(), "an open connection goes on");
     // A stopped VM's port is free for others.
-    ports.after_stop(site(&right));
+    ports.after_stop(site(&tcp));
+    echo(b"ended").unwrap_err();
     let give_up = Instant::now() + Duration::from_secs(10);
     while let Err(error) = UdpSocket::bind(("127.0.0.1", free)) {
         assert!(Instant::now() < give_up, "the port is still taken: {error}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn wait_until_refused(port: u16) {
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(("127.0.0.1", port)).is_ok() {
+        assert!(Instant::now() < give_up, "the port still takes connections");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

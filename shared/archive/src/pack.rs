@@ -2,15 +2,18 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
 use tar::Builder;
 
 /// The most entries that are left out and named; more are only counted.
 const WARNINGS_MAX: usize = 64;
+/// The most bytes of a file of the kernel's, which has no end of its own.
+const KERNEL_FILE_MAX: u64 = 1 << 20;
 
 /// Writes a file or a directory as an archive whose entries begin with its last name, or with nothing for a directory's mere
 /// `contents`; with `follow` what symbolic links lead to instead of them. Gives what was left out. Blocking.
@@ -64,6 +67,9 @@ fn add(archive: &mut Builder<impl Write>, path: &Path, name: &Path, follow: bool
     if metadata.file_type().is_socket() {
         return out.add(path, "it is a socket");
     }
+    if metadata.is_dir() && is_kernels(path) {
+        return out.add(path, "what is below it is the kernel's, not files");
+    }
     if metadata.is_dir() {
         archive.append_dir(name, path)?;
         let entries = match fs::read_dir(path) {
@@ -81,19 +87,62 @@ fn add(archive: &mut Builder<impl Write>, path: &Path, name: &Path, follow: bool
         return archive.append_path_with_name(path, name);
     }
     match File::open(path) {
-        Ok(file) => append(archive, name, file),
+        Ok(file) if is_kernels(path) => append_read(archive, name, file),
+        Ok(file) => {
+            if append(archive, name, file)? {
+                return out.add(path, "its end: it became shorter while it was read");
+            }
+            Ok(())
+        }
         Err(error) => out.add(path, &error.to_string()),
     }
 }
 
+/// Whether a path is in /proc or /sys, whose files have other lengths than they say.
+fn is_kernels(path: &Path) -> bool {
+    statfs(path).is_ok_and(|stat| [PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&stat.filesystem_type()))
+}
+
+/// Adds a file of the kernel's with the bytes it gives.
+fn append_read(archive: &mut Builder<impl Write>, name: &Path, file: File) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata(&file.metadata()?);
+    let mut bytes = Vec::new();
+    file.take(KERNEL_FILE_MAX).read_to_end(&mut bytes)?;
+    header.set_size(bytes.len() as u64);
+    archive.append_data(&mut header, name, &bytes[..])
+}
+
 /// Adds a file with the length it has now: one that grows is cut there, one that shrinks is filled up with zeros, as the
-/// archive says its length before its bytes.
-fn append(archive: &mut Builder<impl Write>, name: &Path, file: File) -> io::Result<()> {
+/// archive says its length before its bytes; whether it did.
+fn append(archive: &mut Builder<impl Write>, name: &Path, file: File) -> io::Result<bool> {
     let metadata = file.metadata()?;
     let mut header = tar::Header::new_gnu();
     header.set_metadata(&metadata);
-    let exactly = io::Read::take(io::Read::chain(file, io::repeat(0)), metadata.len());
-    archive.append_data(&mut header, name, exactly)
+    let mut exactly = Exactly { file, left: metadata.len(), short: false };
+    archive.append_data(&mut header, name, &mut exactly)?;
+    Ok(exactly.short)
+}
+
+/// A file of exactly so many bytes.
+struct Exactly {
+    file: File,
+    left: u64,
+    short: bool,
+}
+
+impl Read for Exactly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let mut count = if self.short { 0 } else { self.file.read(&mut buffer[..wanted])? };
+        if count == 0 && wanted > 0 {
+            self.short = true;
+            buffer[..wanted].fill(0);
+            count = wanted;
+        }
+        self.left -= count as u64;
+        Ok(count)
+    }
 }
 
 #[cfg(test)]
@@ -120,6 +169,14 @@ mod tests {
         };
         assert_eq!(names(false), ["top", "top/link", "top/sub", "top/sub/file"]);
         assert_eq!(names(true), [".", "link", "sub", "sub/file"]);
+        let mut bytes = Vec::new();
+        assert!(pack(Path::new("/proc/self/comm"), false, false, &mut bytes).unwrap().is_empty());
+        assert!(tar::Archive::new(&bytes[..]).entries().unwrap().next().unwrap().unwrap().size() > 0);
+        assert_eq!(pack(Path::new("/proc/self"), false, true, io::sink()).unwrap().len(), 1);
+        let mut exactly = Exactly { file: File::open(top.join("sub/file")).unwrap(), left: 8, short: false };
+        let mut text = Vec::new();
+        exactly.read_to_end(&mut text).unwrap();
+        assert_eq!((&text[..], exactly.short), (&b"hello\0\0\0"[..], true));
         assert!(pack(&top.join("none"), false, false, io::sink()).unwrap().is_empty());
     }
 }

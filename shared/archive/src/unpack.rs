@@ -4,8 +4,8 @@
 use std::{
     fs,
     io::{self, Read},
-    os::unix::fs::lchown,
-    path::{Path, PathBuf},
+    os::unix::fs::{PermissionsExt, lchown},
+    path::{Component, Path, PathBuf},
 };
 
 /// Whose the files become.
@@ -103,27 +103,69 @@ impl Place {
     fn unpack_into(&self, reader: impl Read, root: &Path) -> io::Result<Vec<PathBuf>> {
         let mut archive = tar::Archive::new(reader);
         archive.set_preserve_permissions(true);
-        archive.set_unpack_xattrs(true);
+        // What comes from elsewhere and becomes one's own gives nobody one's rights: no set-id bits, no capabilities.
+        archive.set_unpack_xattrs(self.owner != Owner::Own);
+        archive.set_mask(if self.owner == Owner::Own { 0o7000 } else { 0 });
         archive.set_preserve_ownerships(self.owner == Owner::Archived);
-        let mut tops = Vec::new();
+        let (mut tops, mut directories) = (Vec::new(), Vec::new());
         for entry in archive.entries()? {
             let mut entry = entry?;
-            let path = entry.path()?.into_owned();
-            if !entry.unpack_in(root)? {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} leads elsewhere", path.display())));
-            }
-            if let Owner::These(uid, gid) = self.owner {
-                lchown(root.join(&path), Some(uid), Some(gid))?;
-            }
+            let path = inside(&entry.path()?)?;
             if let Some(top) = path.components().next().map(|top| PathBuf::from(top.as_os_str()))
                 && !tops.contains(&top)
             {
                 tops.push(top);
             }
+            if entry.header().entry_type().is_dir() {
+                // Its mode and time are its own once nothing is put into it any more; until then it is made as files need it.
+                directories.push((path, entry));
+                continue;
+            }
+            self.place(&mut entry, root, &path)?;
+        }
+        directories.sort_by(|(one, _), (other, _)| other.cmp(one));
+        for (path, mut entry) in directories {
+            self.place(&mut entry, root, &path)?;
         }
         // The archive's padding is read too, so that the host can send all of it.
         io::copy(&mut archive.into_inner(), &mut io::sink())?;
         Ok(tops)
+    }
+
+    fn place(&self, entry: &mut tar::Entry<'_, impl Read>, root: &Path, path: &Path) -> io::Result<()> {
+        if !entry.unpack_in(root)? {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} leads elsewhere", path.display())));
+        }
+        match self.owner {
+            Owner::These(uid, gid) => lchown(root.join(path), Some(uid), Some(gid)),
+            Owner::Archived | Owner::Own => Ok(()),
+        }
+    }
+}
+
+/// The path of an entry, if it is one below where it is unpacked.
+fn inside(path: &Path) -> io::Result<PathBuf> {
+    let mut inside = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => inside.push(name),
+            Component::CurDir => {}
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} leads elsewhere", path.display())));
+            }
+        }
+    }
+    Ok(inside)
+}
+
+/// Makes a hidden directory and what is in it removable, whatever modes came with the archive.
+fn make_writable(dir: &Path) {
+    let Ok(entries) = fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).and_then(|()| fs::read_dir(dir))
+    else {
+        return;
+    };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        make_writable(&entry.path());
     }
 }
 
@@ -146,6 +188,7 @@ impl Aside {
 
 impl Drop for Aside {
     fn drop(&mut self) {
+        make_writable(&self.0);
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!("{} stays behind: {error}", self.0.display());
         }
@@ -205,7 +248,30 @@ mod tests {
         let error = unpack(&inside, false, &archive(&[("../escaped", "x")])).unwrap_err();
         assert!(error.to_string().contains("leads elsewhere"), "{error}");
         assert!(!dir.path().join("escaped").exists());
+        // Also where only its owner would be another's.
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "").unwrap();
+        let place = Place::find(inside.to_str().unwrap(), false, Owner::These(1234, 1234)).unwrap();
+        let absolute = archive(&[(outside.to_str().unwrap(), "x")]);
+        assert!(place.unpack(&absolute[..], || Ok(())).unwrap_err().to_string().contains("leads elsewhere"));
+        assert_ne!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(&outside).unwrap()), 1234);
         assert!(find(Path::new("relative"), false).unwrap_err().to_string().contains("absolute"));
         assert!(find(&inside.join("no/such"), false).unwrap_err().to_string().contains("no directory"));
+    }
+
+    #[test]
+    fn directories_get_their_modes_last_and_set_id_bits_are_not_ones_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        fs::create_dir_all(source.join("closed")).unwrap();
+        fs::write(source.join("closed/program"), "x").unwrap();
+        fs::set_permissions(source.join("closed/program"), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::set_permissions(source.join("closed"), fs::Permissions::from_mode(0o555)).unwrap();
+        let mut bytes = Vec::new();
+        crate::pack(&source, false, false, &mut bytes).unwrap();
+        let target = dir.path().join("target");
+        unpack(&target, false, &bytes).unwrap();
+        let mode = |path: &str| fs::metadata(target.join(path)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("closed"), mode("closed/program")), (0o555, 0o755));
     }
 }

@@ -233,11 +233,14 @@ pub struct VmResult {
     /// What did not take effect at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// It was so already: nothing was done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
 }
 
 impl VmResult {
     /// Everything took effect.
     pub fn of(vm_id: VmId, name: crate::name::VmName) -> Self {
-        Self { vm_id, name, warnings: Vec::new() }
+        Self { vm_id, name, warnings: Vec::new(), unchanged: false }
     }
 }

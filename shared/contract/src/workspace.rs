@@ -75,6 +75,9 @@ pub struct PackFiles {
     /// Take what symbolic links lead to instead of the links.
     #[serde(default)]
     pub follow: bool,
+    /// Take a directory's contents without its own name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub contents: bool,
 }
 
 /// Where files go that are put into a guest.

@@ -4,6 +4,7 @@ use contract::{
     ApiError, OperationId,
     operation::{ListRequest, Operation, OperationList, StepRecord},
 };
+use serde_json::{Value, json};
 use store::{GenericClient, Store, StoreError};
 use tokio_postgres::Row;
 
@@ -28,6 +29,8 @@ fn from_row(row: &Row) -> Result<Operation, ApiError> {
     let traceparent: Option<String> = row.get("traceparent");
     let progress = json("progress").map(serde_json::from_value).transpose().map_err(|_| damaged("progress"))?;
     let error = json("error").map(serde_json::from_value).transpose().map_err(|_| damaged("error"))?;
+    let mut request = row.get("request");
+    shorten(&mut request);
     Ok(Operation {
         id: OperationId(row.get("id")),
         kind: row.get("kind"),
@@ -35,7 +38,7 @@ fn from_row(row: &Row) -> Result<Operation, ApiError> {
         state: state.parse().map_err(|_| damaged("state"))?,
         phase: row.get("phase"),
         progress,
-        request: row.get("request"),
+        request,
         result: json("result"),
         error,
         steps,
@@ -49,6 +52,31 @@ fn from_row(row: &Row) -> Result<Operation, ApiError> {
         started_at: row.get("started_at"),
         finished_at: row.get("finished_at"),
     })
+}
+
+/// The longest text of a request that is shown whole, in bytes: scripts are not what an operation is looked at for.
+const TEXT_MAX: usize = 1024;
+/// The longest request that is shown in a list, in bytes of JSON: a page is one message.
+const LISTED_MAX: usize = 4096;
+
+/// Shortens long texts in a request.
+fn shorten(value: &mut Value) {
+    match value {
+        Value::String(text) if text.len() > TEXT_MAX => *text = format!("({} bytes)", text.len()),
+        Value::Array(values) => values.iter_mut().for_each(shorten),
+        Value::Object(fields) => fields.values_mut().for_each(shorten),
+        _ => {}
+    }
+}
+
+/// An operation as a list shows it.
+fn listed(row: &Row) -> Result<Operation, ApiError> {
+    let mut operation = from_row(row)?;
+    let bytes = operation.request.to_string().len();
+    if bytes > LISTED_MAX {
+        operation.request = json!({ "omitted_bytes": bytes });
+    }
+    Ok(operation)
 }
 
 /// One operation.
@@ -93,6 +121,18 @@ pub async fn list(store: &Store, request: &ListRequest) -> Result<OperationList,
         .await
         .map_err(StoreError::from)?;
     let more = rows.len() > request.limit as usize;
-    let operations = rows.iter().take(request.limit as usize).map(from_row).collect::<Result<_, _>>()?;
+    let operations = rows.iter().take(request.limit as usize).map(listed).collect::<Result<_, _>>()?;
     Ok(OperationList { operations, more })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_told_by_their_length() {
+        let mut request = json!({ "name": "web", "vms": [{ "user_data": "x".repeat(5000), "cpus": 1 }] });
+        shorten(&mut request);
+        assert_eq!(request, json!({ "name": "web", "vms": [{ "user_data": "(5000 bytes)", "cpus": 1 }] }));
+    }
 }

@@ -59,7 +59,7 @@ pub async fn run(global: &Global, args: CpArgs) -> Result<Outcome, Failure> {
         (End::There { vm, path }, target) => {
             let client = client().await?;
             let contents = is_contents(&path);
-            let pack = PackFiles { path: absolute(&path)?, follow: args.follow };
+            let pack = PackFiles { path: absolute(&path)?, follow: args.follow, contents };
             match target {
                 End::There { vm: other, path } => {
                     // Opened first: what cannot be written is not read.

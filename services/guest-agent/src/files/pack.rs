@@ -20,8 +20,9 @@ pub async fn serve(mut stream: MuxStream, request: PackFiles) {
         return;
     }
     let (writer, mut pieces) = pipe::outward();
-    let packing =
-        tokio::task::spawn_blocking(move || archive::pack(Path::new(&request.path), false, request.follow, writer));
+    let packing = tokio::task::spawn_blocking(move || {
+        archive::pack(Path::new(&request.path), request.contents, request.follow, writer)
+    });
     if !forward(&mut stream, &mut pieces).await {
         // Dropping the receiver ends the thread at its next piece.
         return;
@@ -82,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_packed_is_refused_before_anything_is_sent() {
-        let check = |path: &str| check(&PackFiles { path: path.into(), follow: false });
+        let check = |path: &str| check(&PackFiles { path: path.into(), follow: false, contents: false });
         assert_eq!(check("top").unwrap_err().code, ErrorCode::InvalidArgument);
         assert_eq!(check("/no/such").unwrap_err().code, ErrorCode::NotFound);
         check("/").unwrap();

@@ -102,8 +102,9 @@ async fn ask(vms: &Arc<Vms>, tracks: &mut HashMap<VmId, Track>, running: &[VmId]
     let asked = running.iter().filter(idle).copied().collect::<Vec<_>>();
     let answers = stream::iter(asked).map(|vm| async move {
         let (guest, _) = vms.guest(vm).ok()?;
-        let count = tokio::time::timeout(ANSWER, guest.sessions()).await.ok()?.ok()?;
-        (count > 0).then_some(vm)
+        // A guest that cannot tell, as it was booted by an older one or is busy, may well be used.
+        let asked = tokio::time::timeout(ANSWER, guest.sessions()).await;
+        (!matches!(asked, Ok(Ok(0)))).then_some(vm)
     });
     let used: Vec<VmId> = answers.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
     for vm in used {

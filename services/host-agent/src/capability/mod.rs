@@ -2,8 +2,8 @@
 //! VM's life; a new one is a new file and a line in [`Capabilities::new`].
 //!
 //! ```text
-//!   validate → prepare → configure → (the VMM starts) → after_boot → … → after_stop → … → cleanup
-//!              └────────── again at each start ──────────────────┘   └ its end ┘       └ its removal ┘
+//!   validate → prepare → configure → (the VMM starts) → after_boot → … → before_stop → after_stop → … → cleanup
+//!              └────────── again at each start ──────────────────┘       └ asked for ┘ └ its end ┘     └ its removal ┘
 //! ```
 
 mod disks;
@@ -57,6 +57,9 @@ pub trait Capability: Send + Sync + 'static {
     fn changed(&self, _: Site<'_>) -> Result<(), ApiError> {
         Ok(())
     }
+
+    /// The VM is going to be stopped because somebody wants it. May be called again. In the agent's runtime.
+    fn before_stop(&self, _: Site<'_>) {}
 
     /// The VMM has ended, or did not start. In the agent's runtime.
     fn after_stop(&self, _: Site<'_>) {}
@@ -132,6 +135,13 @@ impl Capabilities {
     /// The first refusal.
     pub fn changed(&self, site: Site<'_>) -> Result<(), ApiError> {
         self.0.iter().try_for_each(|capability| capability.changed(site))
+    }
+
+    /// Tells each that the VM is going to be stopped.
+    pub fn before_stop(&self, site: Site<'_>) {
+        for capability in self.0.iter().rev() {
+            capability.before_stop(site);
+        }
     }
 
     /// Tells each that the VMM has ended.

@@ -40,6 +40,8 @@ pub struct Ports {
     lab: Lab,
     address: Ipv4Addr,
     open: Mutex<HashMap<VmId, HashMap<PublishedPort, Open>>>,
+    /// What serves the open connections of VMs that are being stopped.
+    ending: Mutex<HashMap<VmId, Vec<DropGuard>>>,
     /// Why a port of a VM that runs is not published.
     problems: Mutex<HashMap<VmId, String>>,
     /// Open connections (of TCP; what UDP carries is seen at the tap).
@@ -49,7 +51,15 @@ pub struct Ports {
 /// A port that is taken, and whoever serves it once the VM runs.
 struct Open {
     socket: Socket,
-    served: Option<DropGuard>,
+    served: Option<Served>,
+}
+
+/// What serves a port; dropped, it ends.
+struct Served {
+    /// All of it, with the connections that are open.
+    all: DropGuard,
+    /// Taking new connections.
+    _accepting: Option<DropGuard>,
 }
 
 enum Socket {
@@ -60,11 +70,22 @@ enum Socket {
 impl Ports {
     /// Ports without an address are opened on `address`.
     pub fn new(lab: Lab, address: Ipv4Addr) -> Self {
-        Self { lab, address, open: Mutex::default(), problems: Mutex::default(), sessions: Sessions::default() }
+        Self {
+            lab,
+            address,
+            open: Mutex::default(),
+            ending: Mutex::default(),
+            problems: Mutex::default(),
+            sessions: Sessions::default(),
+        }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<VmId, HashMap<PublishedPort, Open>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ending(&self) -> MutexGuard<'_, HashMap<VmId, Vec<DropGuard>>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn problems(&self) -> MutexGuard<'_, HashMap<VmId, String>> {
@@ -79,6 +100,7 @@ impl Ports {
     fn forget(&self, vm: VmId) {
         self.sessions.retain(|other| other != vm);
         self.open().remove(&vm);
+        self.ending().remove(&vm);
         self.problems().remove(&vm);
     }
 
@@ -118,23 +140,27 @@ impl Ports {
         }
     }
 
-    fn serve(&self, vm: VmId, port: PublishedPort, socket: &Socket, guest: Ipv4Addr) -> io::Result<DropGuard> {
+    fn serve(&self, vm: VmId, port: PublishedPort, socket: &Socket, guest: Ipv4Addr) -> io::Result<Served> {
         let stop = CancellationToken::new();
         let to = SocketAddrV4::new(guest, port.guest);
         let (lab, token) = (self.lab.clone(), stop.clone());
-        match socket {
+        let accepting = match socket {
             Socket::Tcp(listener) => {
+                let accepting = stop.child_token();
                 let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
                 let sessions = self.sessions.clone();
                 let used = move || sessions.open(vm);
-                tokio::spawn(token.run_until_cancelled_owned(tcp(listener, lab, to, used, stop.clone())));
+                let accept = accepting.clone();
+                tokio::spawn(accept.run_until_cancelled_owned(tcp(listener, lab, to, used, token)));
+                Some(accepting.drop_guard())
             }
             Socket::Udp(socket) => {
                 let socket = Arc::new(tokio::net::UdpSocket::from_std(socket.try_clone()?)?);
                 tokio::spawn(token.run_until_cancelled_owned(udp(socket, lab, to, stop.clone())));
+                None
             }
-        }
-        Ok(stop.drop_guard())
+        };
+        Ok(Served { all: stop.drop_guard(), _accepting: accepting })
     }
 }
 
@@ -257,6 +283,13 @@ impl Capability for Ports {
         self.take(site)?;
         self.after_boot(site);
         Ok(())
+    }
+
+    /// New TCP connections are refused at once; open ones may end in peace while the guest powers off.
+    fn before_stop(&self, site: Site<'_>) {
+        let open = self.open().remove(&site.spec.id).unwrap_or_default();
+        let served = open.into_values().filter_map(|open| open.served).map(|served| served.all);
+        self.ending().entry(site.spec.id).or_default().extend(served);
     }
 
     fn after_stop(&self, site: Site<'_>) {

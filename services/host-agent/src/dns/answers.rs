@@ -176,7 +176,7 @@ impl Answers {
         if reversed && !self.shared.zone().is_told() {
             return Reply::bare(ResponseCode::ServFail);
         }
-        forwarder.ask(question).await
+        forwarder.ask(question, from).await
     }
 }
 

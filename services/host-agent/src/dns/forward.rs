@@ -3,6 +3,7 @@
 //! how long and how many at once is bounded here.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::Path,
     str::FromStr,
@@ -24,6 +25,8 @@ use super::message::{Code, Question, Reply};
 
 /// How many questions are with upstream servers at once, of all VMs of this host; each is a socket.
 const AT_ONCE: usize = 256;
+/// How many of them are one VM's, so that few VMs whose questions nobody answers leave the others theirs.
+const AT_ONCE_EACH: u32 = 16;
 /// How long upstream servers get for one question; stub resolvers ask again after 5 s (resolv.conf(5)).
 const ANSWER: Duration = Duration::from_millis(4500);
 /// How long one attempt takes at the most: then the next server is asked.
@@ -80,6 +83,26 @@ pub struct Forwarder {
     file: Option<File>,
     pool: Mutex<Option<Pool>>,
     at_once: Semaphore,
+    /// Questions under way, by asker; held for map operations only.
+    askers: Mutex<HashMap<IpAddr, u32>>,
+}
+
+/// An asker's question that is under way.
+struct Turn<'a> {
+    askers: &'a Mutex<HashMap<IpAddr, u32>>,
+    asker: IpAddr,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut askers = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = askers.get_mut(&self.asker) {
+            *count -= 1;
+            if *count == 0 {
+                askers.remove(&self.asker);
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Forwarder {
@@ -107,11 +130,21 @@ impl Forwarder {
             Upstream::Servers(servers) => (None, pool(servers)),
             Upstream::Machine => (Some(File { path: Path::new(RESOLV_CONF), looked: Mutex::default() }), None),
         };
-        Some(Self { file, pool: Mutex::new(pool), at_once: Semaphore::new(AT_ONCE) })
+        Some(Self { file, pool: Mutex::new(pool), at_once: Semaphore::new(AT_ONCE), askers: Mutex::default() })
     }
 
-    /// Asks, and passes on what is said.
-    pub async fn ask(&self, question: &Question) -> Reply {
+    fn turn(&self, asker: IpAddr) -> Option<Turn<'_>> {
+        let mut askers = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = askers.entry(asker).or_default();
+        (*count < AT_ONCE_EACH).then(|| {
+            *count += 1;
+            Turn { askers: &self.askers, asker }
+        })
+    }
+
+    /// Asks for a VM, and passes on what is said.
+    pub async fn ask(&self, question: &Question, asker: IpAddr) -> Reply {
+        let Some(_turn) = self.turn(asker) else { return Reply::bare(ResponseCode::ServFail) };
         // Somebody who asks for more than that at once is not helped by waiting.
         let Ok(_permit) = self.at_once.try_acquire() else { return Reply::bare(ResponseCode::ServFail) };
         let Some(pool) = self.pool().await else { return Reply::bare(ResponseCode::ServFail) };

@@ -22,6 +22,10 @@ const RATE: f64 = 500.0;
 const BURST: f64 = 1000.0;
 /// How many askers are remembered before those that have been quiet are forgotten.
 const ASKERS: usize = 1024;
+/// How many are remembered at all: where anybody can send under any address, the rest waits until some are forgotten.
+const ASKERS_MAX: usize = 4096;
+/// How often the quiet ones are looked for at the most.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// Lets questions and connections in, or not.
 #[derive(Debug, Default)]
@@ -32,6 +36,7 @@ struct Inner {
     questions: u32,
     connections: u32,
     askers: HashMap<IpAddr, Asker>,
+    swept: Moment,
 }
 
 #[derive(Debug)]
@@ -79,7 +84,7 @@ impl Gate {
         if inner.questions >= IN_HAND_MAX {
             return None;
         }
-        let known = inner.asker(asker, now);
+        let known = inner.asker(asker, now)?;
         known.refill(now);
         if known.questions >= IN_HAND_EACH || known.tokens < 1.0 {
             return None;
@@ -96,7 +101,7 @@ impl Gate {
         if inner.connections >= CONNECTIONS_MAX {
             return None;
         }
-        let known = inner.asker(asker, now);
+        let known = inner.asker(asker, now)?;
         if known.connections >= CONNECTIONS_EACH {
             return None;
         }
@@ -107,11 +112,17 @@ impl Gate {
 }
 
 impl Inner {
-    fn asker(&mut self, asker: IpAddr, now: Moment) -> &mut Asker {
+    fn asker(&mut self, asker: IpAddr, now: Moment) -> Option<&mut Asker> {
         if self.askers.len() >= ASKERS && !self.askers.contains_key(&asker) {
-            self.askers.retain(|_, known| !known.is_quiet(now));
+            if now.saturating_sub(self.swept) >= SWEEP {
+                self.swept = now;
+                self.askers.retain(|_, known| !known.is_quiet(now));
+            }
+            if self.askers.len() >= ASKERS_MAX {
+                return None;
+            }
         }
-        self.askers.entry(asker).or_insert(Asker { questions: 0, connections: 0, tokens: BURST, at: now })
+        Some(self.askers.entry(asker).or_insert(Asker { questions: 0, connections: 0, tokens: BURST, at: now }))
     }
 }
 

@@ -130,13 +130,13 @@ impl Dns {
         let gate = Arc::new(Gate::default());
         let inside = Socket::Lab(lab.clone(), SocketAddr::from((gateway, PORT)));
         let mut tasks = vec![
-            tokio::spawn(server::run(inside, answers(forwarder), gate.clone(), shared.clone())),
+            tokio::spawn(server::run(inside, answers(forwarder), gate, shared.clone())),
             tokio::spawn(feed.run(asker.clone())),
         ];
         if let Some(address) = options.address {
             // People have resolvers of their own for the rest, and an open one helps nobody.
             let outside = Socket::Machine(address);
-            tasks.push(tokio::spawn(server::run(outside, answers(None), gate, shared.clone())));
+            tasks.push(tokio::spawn(server::run(outside, answers(None), Arc::new(Gate::default()), shared.clone())));
         }
         Self(tasks)
     }

@@ -31,7 +31,7 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 /// ARP for IPv4 over Ethernet: hardware 1, protocol 0x0800.
 const ARP_KINDS: [u8; 4] = [0, 1, 0x08, 0x00];
 /// How many guests one transaction lets through: what it takes stays far below the socket's room.
-const GUESTS_AT_ONCE: usize = 500;
+const GUESTS_AT_ONCE: usize = 100;
 
 /// Who may speak on a tap.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -47,8 +47,11 @@ impl Vms {
     /// # Errors
     /// The state directory cannot be read.
     pub fn guarded(&self) -> io::Result<Vec<Guarded>> {
-        let found = self.deps.dirs.all()?.into_iter();
+        let mut found = self.deps.dirs.all()?;
+        // What is let through last counts: a VM that runs, not a stopped one the lab forgot and whose address it gave away.
+        found.sort_by_key(|(_, found)| matches!(found, Found::Whole(handles) if handles.vmm.is_some()));
         Ok(found
+            .into_iter()
             .filter_map(|(_, found)| match found {
                 Found::Whole(handles) => Some(Guarded::new(&handles.tap, &handles.spec)),
                 Found::Nothing | Found::Damaged(_) => None,

@@ -26,13 +26,16 @@ pub async fn bound(vms: std::sync::Arc<Vms>) {
         let root = vms.deps().state_dir.join("vms");
         let done = tokio::task::spawn_blocking(move || -> io::Result<()> {
             for dir in files::subdirectories(&root)? {
-                trim(&dir.join(names::CONSOLE))?;
-                // A guest can make its VMM complain without end.
-                trim(&dir.join(names::VMM_LOG))?;
+                // A guest can make its VMM complain without end; one that cannot be bounded does not keep others from it.
+                for path in [names::CONSOLE, names::VMM_LOG].map(|name| dir.join(name)) {
+                    if let Err(error) = trim(&path) {
+                        tracing::warn!(%error, path = %path.display(), "a log was not bounded");
+                    }
+                }
             }
             Ok(())
         });
-        if let Ok(Err(error)) = done.await {
+        if let Err(error) = done.await.map_err(io::Error::other).flatten() {
             tracing::warn!(%error, "logs were not bounded");
         }
     }
@@ -46,9 +49,11 @@ fn trim(path: &Path) -> io::Result<()> {
     };
     let metadata = file.metadata()?;
     if metadata.blocks() * 512 > MAX {
-        let head = i64::try_from(metadata.len() - KEEP).unwrap_or(i64::MAX);
+        let head = i64::try_from(metadata.len().saturating_sub(KEEP)).unwrap_or(i64::MAX);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(file.as_fd(), flags, 0, head)?;
+        if head > 0 {
+            fallocate(file.as_fd(), flags, 0, head)?;
+        }
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     activity::{Session, Sessions},
-    capability::{Capabilities, DataDisks},
+    capability::{Capabilities, DataDisks, Site},
     cgroup::Cgroups,
     disk::Driver,
     guest::Guest,
@@ -226,9 +226,42 @@ impl Vms {
     /// # Errors
     /// A stale epoch, or something that cannot be removed.
     pub async fn remove(&self, command: VmCommand) -> Result<(), ApiError> {
+        let address = match self.deps.dirs.load(command.vm) {
+            Ok(Found::Whole(handles)) => Some(handles.spec.address.addr()),
+            _ => None,
+        };
         self.send(command.vm, |answer| Command::Remove(command.fence, answer)).await?;
         self.tasks().retain(|_, handle| !handle.commands.is_closed());
+        if let Some(address) = address {
+            self.let_through_again(address).await;
+        }
         Ok(())
+    }
+
+    /// Lets the VM that has an address now through again, should one that was removed have had it before: the lab had lost
+    /// that one's row and given the address away.
+    async fn let_through_again(&self, address: std::net::Ipv4Addr) {
+        let deps = self.deps.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            let all = deps.dirs.all().unwrap_or_default().into_iter();
+            let whole =
+                all.filter_map(|(_, found)| if let Found::Whole(handles) = found { Some(handles) } else { None });
+            let others = whole.filter(|handles| handles.spec.address.addr() == address && handles.vmm.is_some());
+            others
+                .inspect(|handles| {
+                    let dir = deps.dirs.dir(handles.spec.id);
+                    let site = Site { spec: &handles.spec, dir: &dir, tap: &handles.tap };
+                    if let Err(error) = deps.capabilities.prepare(site) {
+                        tracing::error!(vm.id = %handles.spec.id, %error, "a VM is cut off");
+                    }
+                })
+                .collect::<Vec<_>>()
+        });
+        for handles in found.await.unwrap_or_default() {
+            let dir = self.deps.dirs.dir(handles.spec.id);
+            let site = Site { spec: &handles.spec, dir: &dir, tap: &handles.tap };
+            self.deps.capabilities.after_boot(site);
+        }
     }
 
     /// Removes a kept disk's file.

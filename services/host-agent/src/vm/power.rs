@@ -59,6 +59,9 @@ impl Owner {
     /// Begins to end the VMM: politely within `grace`, which a later call may shorten.
     pub(super) fn stop(&mut self, fence: Fence, grace: Duration) -> Result<(), ApiError> {
         self.admit(fence)?;
+        if self.running.is_some() {
+            self.with_site(|capabilities, site| capabilities.before_stop(site));
+        }
         let Some(running) = &mut self.running else { return Ok(()) };
         if let Some(vmm) = self.handles.as_mut().and_then(|handles| handles.vmm.as_mut()) {
             vmm.stop_wanted = true;

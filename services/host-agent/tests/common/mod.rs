@@ -84,6 +84,18 @@ impl Ns {
         });
     }
 
+    /// Sends back what it gets, on a port of every address, until the test ends.
+    pub fn listen_and_echo(&self, port: u16) {
+        self.run(move || {
+            let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    std::thread::spawn(move || drop(std::io::copy(&mut &stream, &mut &stream)));
+                }
+            });
+        });
+    }
+
     /// Connects; whom the other side saw, or nothing when nobody answered.
     pub fn ask(&self, address: &str) -> Option<String> {
         let address: SocketAddr = address.parse().unwrap();

@@ -1,5 +1,7 @@
 //! Rows of `vm.disk`: data disks that outlive their VMs.
 
+use std::collections::HashMap;
+
 use contract::{HostId, MebiBytes, VmName, vm::KeptDisk};
 use store::{GenericClient, StoreError};
 
@@ -14,6 +16,16 @@ pub async fn disk_host(client: &impl GenericClient, names: &[&str]) -> Result<Op
         client.prepare_cached("select host_id from vm.disk where name = any($1) order by name limit 1").await?;
     let row = client.query_opt(&statement, &[&names]).await?;
     row.map(|row| parsed(&row, "host_id")).transpose()
+}
+
+/// The sizes in MiB of those of these disks that are there.
+///
+/// # Errors
+/// The database could not.
+pub async fn disk_sizes(client: &impl GenericClient, names: &[&str]) -> Result<HashMap<String, u32>, StoreError> {
+    let statement = client.prepare_cached("select name, size_mib from vm.disk where name = any($1)").await?;
+    let rows = client.query(&statement, &[&names]).await?;
+    rows.iter().map(|row| Ok((row.try_get("name")?, number(row, "size_mib")?))).collect()
 }
 
 /// All kept disks by name.

@@ -1,5 +1,7 @@
 //! Which VMs are **idle**: what hosts tell of it, and who is due for what is to happen then. The clock is the database's.
 
+use std::collections::HashSet;
+
 use contract::{
     HostId, VmId, VmName,
     idle::{IdleAction, IdleLimit, Idleness},
@@ -47,26 +49,41 @@ pub(super) fn limit(row: &Row) -> Result<Option<IdleLimit>, StoreError> {
 /// The database could not; a repeat finds it as it is then.
 pub async fn activity_apply(store: &Store, host: &HostId, told: &[Idleness]) -> Result<Vec<VmId>, StoreError> {
     let client = store.client().await?;
-    let ids: Vec<Uuid> = told.iter().map(|one| one.vm.0).collect();
-    let idle: Vec<i64> = told.iter().map(|one| i64::try_from(one.idle_ms).unwrap_or(i64::MAX)).collect();
-    // Rows that somebody works on are left to the next report: this statement never waits while it holds others.
-    let statement = client
-        .prepare_cached(
-            "update vm.vm v set active_at = t.at \
-             from (select d.id, clock_timestamp() - least(s.idle_ms, 4000000000000) * interval '1 ms' as at \
-                   from unnest($2::uuid[], $3::bigint[]) s (id, idle_ms) join vm.vm d on d.id = s.id \
-                   where d.host_id = $1 and d.state = 'running' for update of d skip locked) t \
-             where v.id = t.id and (v.active_at is null or v.active_at < t.at - $4::bigint * interval '1 ms')",
-        )
-        .await?;
-    client.execute(&statement, &[&host.as_str(), &ids, &idle, &MOVED_MS]).await?;
-    let statement = client.prepare_cached("update vm.host set activity_at = clock_timestamp() where id = $1").await?;
-    client.execute(&statement, &[&host.as_str()]).await?;
-    let statement = client
+    let running = client
         .prepare_cached("select id from vm.vm where host_id = $1 and idle_seconds is not null and state = 'running'")
         .await?;
-    let rows = client.query(&statement, &[&host.as_str()]).await?;
-    rows.iter().map(|row| Ok(VmId(row.try_get(0)?))).collect()
+    let rows = client.query(&running, &[&host.as_str()]).await?;
+    let limited: Vec<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let mut told = told.to_vec();
+    // What is not known is taken for use.
+    told.extend(
+        limited
+            .iter()
+            .filter(|id| !told.iter().any(|one| one.vm.0 == **id))
+            .map(|id| Idleness { vm: VmId(*id), idle_ms: 0 })
+            .collect::<Vec<_>>(),
+    );
+    let ids: Vec<Uuid> = told.iter().map(|one| one.vm.0).collect();
+    let idle: Vec<i64> = told.iter().map(|one| i64::try_from(one.idle_ms).unwrap_or(i64::MAX)).collect();
+    // Rows that somebody works on are left out: this statement never waits while it holds others.
+    let statement = client
+        .prepare_cached(
+            "with t as (select d.id, clock_timestamp() - least(s.idle_ms, 4000000000000) * interval '1 ms' as at \
+                   from unnest($2::uuid[], $3::bigint[]) s (id, idle_ms) join vm.vm d on d.id = s.id \
+                   where d.host_id = $1 and d.state = 'running' for update of d skip locked), \
+             moved as (update vm.vm v set active_at = t.at from t \
+                   where v.id = t.id and (v.active_at is null or v.active_at < t.at - $4::bigint * interval '1 ms')) \
+             select id from t",
+        )
+        .await?;
+    let rows = client.query(&statement, &[&host.as_str(), &ids, &idle, &MOVED_MS]).await?;
+    let heard: HashSet<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    // While a limited VM was left out, nobody is idle up to now: it may be the one that has just been used.
+    if limited.iter().all(|id| heard.contains(id)) {
+        let told = client.prepare_cached("update vm.host set activity_at = clock_timestamp() where id = $1").await?;
+        client.execute(&told, &[&host.as_str()]).await?;
+    }
+    Ok(limited.into_iter().map(VmId).collect())
 }
 
 /// Takes the VMs that have been idle for as long as they may be and that nobody works on, and tells of it; they are due no more

@@ -34,11 +34,19 @@ pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
     lifetime(request.ttl_seconds, request.deletion_protection)?;
     idle(request.idle_seconds, request.idle_action, request.deletion_protection)?;
     feature::check(&request.features)?;
-    if request.ssh_keys.len() > SSH_KEYS_MAX {
-        return Err(ApiError::invalid_argument(format!("{} ssh keys are too many", request.ssh_keys.len()))
+    ssh_keys(&request.ssh_keys)
+}
+
+/// Checks ssh public keys.
+///
+/// # Errors
+/// `invalid_argument`: too many, or one is none.
+pub fn ssh_keys(keys: &[String]) -> Result<(), ApiError> {
+    if keys.len() > SSH_KEYS_MAX {
+        return Err(ApiError::invalid_argument(format!("{} ssh keys are too many", keys.len()))
             .hint(format!("a VM takes {SSH_KEYS_MAX}")));
     }
-    request.ssh_keys.iter().enumerate().try_for_each(|(n, line)| ssh_key(n + 1, line))
+    keys.iter().enumerate().try_for_each(|(n, line)| ssh_key(n + 1, line))
 }
 
 /// Checks how large a VM would be.

@@ -5,10 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use bus::RequestContext;
 use contract::{
     ApiError, LabName, OperationId, VmId, VmName,
-    lab::{
-        Lab, LabDownReply, LabDownRequest, LabList, LabListRequest, LabMember, LabPlan, LabRef, LabUpReply,
-        LabUpRequest,
-    },
+    lab::{Lab, LabDownReply, LabDownRequest, LabList, LabListRequest, LabMember, LabRef, LabUpReply, LabUpRequest},
     operation::Operation,
 };
 use operations::{Kind, NewOperation, answer};
@@ -30,6 +27,8 @@ use crate::{
     },
 };
 
+/// The most bytes of an accepted lab, as JSON: an operation is shown in one message, which holds 1 MiB.
+const ORDER_MAX: usize = 512 * 1024;
 /// The most labs of one page.
 const PAGE_MAX: u32 = 500;
 
@@ -37,16 +36,20 @@ const PAGE_MAX: u32 = 500;
 /// a plan that is refused already makes none.
 pub async fn up(app: Arc<App>, context: RequestContext, request: LabUpRequest) -> Result<LabUpReply, ApiError> {
     spec::timeout(request.timeout_ms)?;
+    spec::ssh_keys(&request.ssh_keys)?;
     let wanted = expand(&request)?;
     let (wait, timeout_ms) = (request.wait, request.timeout_ms);
     if let Some(earlier) = earlier::<LabUp>(&app, &context).await? {
         let operation = answer(&app.submitter, earlier, wait, timeout_ms).await?;
-        return Ok(LabUpReply { plan: LabPlan::default(), operation: Some(operation) });
+        // What it found when its turn came; nothing yet where that is not known.
+        let plan = operation.result.clone().and_then(|result| serde_json::from_value(result).ok()).unwrap_or_default();
+        return Ok(LabUpReply { plan, operation: Some(operation) });
     }
     let names: Vec<VmName> = wanted.iter().map(|vm| vm.create.name.clone()).collect();
     let client = app.store.client().await?;
-    let present = lab_present(&client, &app.lab.domain, &request.lab, &names).await?;
+    // Asked before: what an operation that ends in between has done is seen then.
     let busy = busy(&client, &request.lab).await?;
+    let present = lab_present(&client, &app.lab.domain, &request.lab, &names).await?;
     drop(client);
     let planned = plan::plan(&request.lab, &wanted, &present).map(|(_, plan)| plan);
     if request.dry_run {
@@ -65,11 +68,23 @@ pub async fn up(app: Arc<App>, context: RequestContext, request: LabUpRequest) -
         }
     };
     let order = LabUpOrder::new(request.lab, wanted, request.ssh_keys)?;
+    bounded(&order)?;
     let (resource, deadline) = (order.lab.resource(), order.time_limit());
     let new = new::<LabUp>(context, resource, deadline, json!(order));
     let operation = app.submitter.submit(&new).await?;
     let operation = answer(&app.submitter, operation, wait, timeout_ms).await?;
     Ok(LabUpReply { plan, operation: Some(operation) })
+}
+
+/// Refuses an order that would not fit messages well: scripts and environments count once for each VM.
+fn bounded(order: &LabUpOrder) -> Result<(), ApiError> {
+    let bytes = serde_json::to_vec(order).map_err(|error| ApiError::internal(error.to_string()))?.len();
+    if bytes <= ORDER_MAX {
+        return Ok(());
+    }
+    let message = format!("a lab of {} KiB is too large, its VMs' `user_data` and `env` included", bytes / 1024);
+    Err(ApiError::invalid_argument(message)
+        .hint(format!("it has at most {} KiB in all: let scripts fetch what is long", ORDER_MAX / 1024)))
 }
 
 fn new<K: Kind>(
@@ -101,23 +116,28 @@ pub async fn down(app: Arc<App>, context: RequestContext, request: LabDownReques
     let (wait, timeout_ms) = (request.wait, request.timeout_ms);
     let earlier = earlier::<LabDown>(&app, &context).await?;
     let client = app.store.client().await?;
-    let present = lab_present(&client, &app.lab.domain, &request.lab, &[]).await?;
     let busy = busy(&client, &request.lab).await?;
+    let present = lab_present(&client, &app.lab.domain, &request.lab, &[]).await?;
     drop(client);
+    let vms: Vec<VmName> = down::going(&present, true)?.into_iter().map(|going| going.name).collect();
     let operation: Operation = match earlier {
-        Some(earlier) => earlier,
+        Some(earlier) => {
+            let order: LabDownOrder = serde_json::from_value(earlier.request.clone())
+                .map_err(|error| ApiError::internal(format!("the earlier request cannot be read: {error}")))?;
+            let operation = answer(&app.submitter, earlier, wait, timeout_ms).await?;
+            return Ok(LabDownReply { vms: order.vms, operation: Some(operation) });
+        }
         None if present.is_empty() && !busy => return Ok(LabDownReply { vms: Vec::new(), operation: None }),
         None => {
             if !busy {
                 down::going(&present, request.stop)?;
             }
             let deadline = down::time_limit(present.len());
-            let order = LabDownOrder { lab: request.lab, stop: request.stop, force: request.force };
+            let order = LabDownOrder { lab: request.lab, stop: request.stop, force: request.force, vms: vms.clone() };
             let new = new::<LabDown>(context, order.lab.resource(), deadline, json!(order));
             app.submitter.submit(&new).await?
         }
     };
-    let vms = down::going(&present, true)?.into_iter().map(|going| going.name).collect();
     let operation = answer(&app.submitter, operation, wait, timeout_ms).await?;
     Ok(LabDownReply { vms, operation: Some(operation) })
 }

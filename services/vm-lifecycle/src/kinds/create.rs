@@ -2,7 +2,12 @@
 //!
 //! Nothing another create could want is held before `reserve`; everything slow comes after it, under the VM claim.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use contract::{
@@ -27,7 +32,7 @@ use super::{
 };
 use crate::{
     db::{
-        disk::disk_host,
+        disk::{disk_host, disk_sizes},
         host::{host_candidates, host_share},
         reservation::{Claim, ReserveError, Settings},
         vm::{Patch, vm_find},
@@ -221,7 +226,7 @@ async fn choose(
     let hosts = host_candidates(&client, kind.0.reservations.rest()).await?;
     drop(client);
     let kept = kept_on(cx, create).await?;
-    let needs = needs(create);
+    let needs = needs(cx, create).await?;
     let wanted = create.host.as_ref().or(kept.as_ref());
     let kernel = create.features.kernel.as_ref();
     let question = Question { needs, image: &image.name, holders: &image.hosts, kernel, wanted, filled };
@@ -229,11 +234,20 @@ async fn choose(
     place(&hosts, &question).cloned().map_err(StepError::permanent)
 }
 
-/// What a VM takes of its host.
-pub(super) fn needs(create: &CreateRequest) -> Needs {
-    let data: u32 = create.features.disks.iter().filter(|disk| !disk.keep).map(|disk| disk.size.0).sum();
-    let disk = MebiBytes(create.disk.0.saturating_add(data));
-    Needs { cpus: create.cpus, memory: create.memory, disk }
+/// What a VM takes of its host: of a kept disk that is there already only what it grows by.
+pub(super) async fn needs(cx: &Context, create: &CreateRequest) -> Result<Needs, StepError> {
+    let kept: Vec<&str> =
+        create.features.disks.iter().filter(|disk| disk.keep).map(|disk| disk.name.as_str()).collect();
+    let there = match kept.is_empty() {
+        true => HashMap::new(),
+        false => disk_sizes(&cx.store().client().await?, &kept).await?,
+    };
+    let more = create.features.disks.iter().map(|disk| {
+        let has = there.get(disk.name.as_str()).filter(|_| disk.keep).copied().unwrap_or_default();
+        disk.size.0.saturating_sub(has)
+    });
+    let disk = MebiBytes(more.fold(create.disk.0, u32::saturating_add));
+    Ok(Needs { cpus: create.cpus, memory: create.memory, disk })
 }
 
 /// The host of a kept disk that is there already: the VM has to go to it. The reservation refuses what does not fit together.

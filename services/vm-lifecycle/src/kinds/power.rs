@@ -53,8 +53,8 @@ macro_rules! kind {
                 vec![$(Box::new($step)),*]
             }
 
-            fn result(&self, order: &VmOrder, _: &Journal) -> Value {
-                json!(VmResult::of(order.vm_id, order.name.clone()))
+            fn result(&self, order: &VmOrder, journal: &Journal) -> Value {
+                json!(VmResult { unchanged: journal.idle, ..VmResult::of(order.vm_id, order.name.clone()) })
             }
         }
 

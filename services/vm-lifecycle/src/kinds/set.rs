@@ -67,7 +67,7 @@ impl Kind for Set {
 
     fn result(&self, order: &SetOrder, journal: &Journal) -> Value {
         let name = journal.known.as_ref().map_or_else(|| order.name.clone(), |known| known.after.name.clone());
-        json!(VmResult { vm_id: order.vm_id, name, warnings: journal.warnings.clone() })
+        json!(VmResult { warnings: journal.warnings.clone(), ..VmResult::of(order.vm_id, name) })
     }
 }
 

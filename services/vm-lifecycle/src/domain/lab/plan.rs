@@ -42,8 +42,20 @@ pub enum Action {
 /// Fields that say where something is taken from, which a VM shows as what it became.
 const ASKED: [&str; 3] = ["image", "host", "ssh_keys"];
 /// What `warren.vm.set` changes.
-const SETTABLE: [&str; 8] =
-    ["cpus", "memory", "disk", "labels", "restart", "ttl_seconds", "deletion_protection", "ports"];
+const SETTABLE: [&str; 10] = [
+    "cpus",
+    "memory",
+    "disk",
+    "labels",
+    "restart",
+    "ttl_seconds",
+    "deletion_protection",
+    "ports",
+    "idle_seconds",
+    "idle_action",
+];
+/// Fields that a VM shows as its `idle_limit`.
+const IDLE: [&str; 2] = ["idle_seconds", "idle_action"];
 /// How far a time of expiry may be from what the spec says and still be the spec's.
 const TTL_SLACK: Duration = Duration::seconds(5);
 /// How much of a value a difference shows, in characters.
@@ -165,9 +177,17 @@ fn differences(there: &Present, wanted: &CreateRequest) -> Vec<LabDifference> {
         Value::Object(fields) => fields,
         _ => Map::new(),
     };
-    let (shown, wanted_fields) = (fields(json!(there.vm)), fields(json!(wanted)));
+    let (mut shown, mut wanted_fields) = (fields(json!(there.vm)), fields(json!(wanted)));
+    if let Some(limit) = &there.vm.idle_limit {
+        shown.insert("idle_seconds".to_owned(), json!(limit.seconds));
+        shown.insert("idle_action".to_owned(), json!(limit.action));
+    }
+    if wanted.idle_seconds.is_some() {
+        wanted_fields.insert("idle_action".to_owned(), json!(wanted.idle_action.unwrap_or_default()));
+    }
     let asked = there.spec.as_ref().map(|spec| fields(json!(spec))).unwrap_or_default();
-    let shows = |key: &String| shown_fields().contains(key) && !ASKED.contains(&key.as_str());
+    let shows =
+        |key: &String| IDLE.contains(&key.as_str()) || (shown_fields().contains(key) && !ASKED.contains(&key.as_str()));
     let keys: BTreeSet<&String> = wanted_fields.keys().chain(asked.keys()).chain(shown.keys()).collect();
     let keys = keys.into_iter().filter(|key| vm_fields().contains(*key) && *key != "ttl_seconds");
     let mut found: Vec<LabDifference> = keys

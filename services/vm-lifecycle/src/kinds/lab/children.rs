@@ -76,6 +76,8 @@ pub struct Seen {
     pub cancelling: bool,
     /// Its undo owes something: its own operation sees to that.
     pub owed: bool,
+    /// It found everything as wanted and did nothing.
+    pub unchanged: bool,
     /// Why it failed.
     pub error: Option<ApiError>,
 }
@@ -91,7 +93,8 @@ pub async fn look<'a>(
     let client = cx.store().client().await?;
     let statement = client
         .prepare_cached(
-            "select request_key, id, state, held, cancel_requested, undo_owed, error from operations.operation \
+            "select request_key, id, state, held, cancel_requested, undo_owed, error, \
+                coalesce((result->>'unchanged')::boolean, false) as unchanged from operations.operation \
              where kind = any($1) and request_key = any($2)",
         )
         .await
@@ -107,6 +110,7 @@ pub async fn look<'a>(
                 held: row.get("held"),
                 cancelling: row.get("cancel_requested"),
                 owed: row.get("undo_owed"),
+                unchanged: row.get("unchanged"),
                 error: error.and_then(|error| serde_json::from_value(error).ok()),
             };
             Ok((row.get("request_key"), seen))

@@ -31,6 +31,9 @@ pub struct LabDownOrder {
     pub stop: bool,
     /// Do not ask the guests to power off.
     pub force: bool,
+    /// Who was there when it was accepted, for the answer to a repeat.
+    #[serde(default)]
+    pub vms: Vec<VmName>,
 }
 
 /// A VM that goes.

@@ -62,7 +62,7 @@ async fn hosts(cx: &Context, lab: &Lab, new: &[(&LabVmOrder, &Resolved)]) -> Res
         let ports = vm.create.features.ports.iter().map(|port| (port.protocol, port.host));
         wants.push(Want {
             name: vm.create.name.clone(),
-            needs: create::needs(&vm.create),
+            needs: create::needs(cx, &vm.create).await?,
             image: image.name.clone(),
             holders: image.hosts.clone(),
             kernel: vm.create.features.kernel.clone(),

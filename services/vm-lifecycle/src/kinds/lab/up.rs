@@ -281,8 +281,10 @@ impl Step<LabUp> for Boot {
         children::call_off(cx, &all).await?;
         let seen = children::look(cx, woken.iter()).await?;
         let succeeded = contract::operation::OperationState::Succeeded;
-        let up =
-            woken.iter().filter(|child| seen.get(&child.key(cx.operation())).is_some_and(|it| it.state == succeeded));
+        let up = woken.iter().filter(|child| {
+            // One that somebody else had started meanwhile is somebody else's to stop.
+            seen.get(&child.key(cx.operation())).is_some_and(|it| it.state == succeeded && !it.unchanged)
+        });
         let back = |child: &Child| match child.kind {
             Start::NAME => Child::new::<Stop>(child.vm, &child.name),
             _ => Child::new::<Pause>(child.vm, &child.name),
