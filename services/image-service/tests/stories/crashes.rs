@@ -5,10 +5,10 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 use contract::{
     ErrorCode, OperationId,
     image::Pull,
-    operation::{Cancel, OperationState},
+    operation::{Cancel, Operation, OperationState},
 };
 use futures::{StreamExt, stream};
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::{Postgres, wait_until};
 use tokio::process::{Child, Command};
 
@@ -73,13 +73,21 @@ impl Crash {
 
     async fn pull(&self) -> OperationId {
         let request = json!({ "source": { "registry": registry("debian") }, "name": "debian" });
-        // The service may die before it has answered; then the row tells.
-        let answer = tokio::time::timeout(Duration::from_secs(3), self.lab.call::<Pull>(request, None)).await;
+        self.accepted::<Pull>("image.pull", request).await
+    }
+
+    async fn delete(&self) -> OperationId {
+        self.accepted::<contract::image::Delete>("image.delete", json!({ "image": "debian" })).await
+    }
+
+    /// Asks for an operation. The service may die before it has answered; then the row tells.
+    async fn accepted<V: contract::Verb<Reply = Operation>>(&self, kind: &str, request: Value) -> OperationId {
+        let answer = tokio::time::timeout(Duration::from_secs(3), self.lab.call::<V>(request, None)).await;
         if let Ok(Ok(operation)) = answer {
             return operation.id;
         }
-        let look = "select id from operations.operation where kind = 'image.pull'";
-        OperationId(self.lab.sql().await.query_one(look, &[]).await.unwrap().get(0))
+        let look = "select id from operations.operation where kind = $1";
+        OperationId(self.lab.sql().await.query_one(look, &[&kind]).await.unwrap().get(0))
     }
 }
 
@@ -172,8 +180,7 @@ async fn a_delete_killed_at_each_point_ends_well() {
         let child = crash.start().await;
         let lab = &crash.lab;
         lab.pull(&registry("debian"), "debian").await.unwrap();
-        let request = json!({ "image": "debian" });
-        let id = lab.call::<contract::image::Delete>(request, None).await.unwrap().id;
+        let id = crash.delete().await;
         crash.died(child).await;
         let _child = crash.start().await;
         assert_eq!(lab.ended(id).await.state, OperationState::Succeeded, "{point}");

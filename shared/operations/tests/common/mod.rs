@@ -96,9 +96,10 @@ impl Stage {
 pub struct Doomed(Option<tokio::runtime::Runtime>);
 
 impl Doomed {
-    /// Ends all its tasks wherever they are, as a kill ends a process.
+    /// Ends all its tasks wherever they are, as a kill ends a process; once this returns none of them can claim anything.
     pub fn kill(mut self) {
-        self.0.take().unwrap().shutdown_background();
+        let runtime = self.0.take().unwrap();
+        std::thread::spawn(move || runtime.shutdown_timeout(BOUND)).join().unwrap();
     }
 }
 
