@@ -75,7 +75,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     if let Some(why) = missing_for_vms() {
         bail!("no VM can be booted here: {why}");
     }
-    let mut lab = Lab::start(LabOptions::default()).await;
+    // What is offered is not what is measured: as many processors as VMs.
+    let cpus = ("WARREN_CAPACITY_CPUS".to_owned(), options.vms.to_string());
+    let mut lab = Lab::start(LabOptions { env: vec![cpus], ..LabOptions::default() }).await;
     let layout = lab.scratch().join("layout");
     testkit::image::busybox_image().write(&layout)?;
     lab.must(&["image", "pull", &layout.to_string_lossy(), "--layout", "--name", "bb"]).await;
@@ -83,7 +85,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let (memory, names): (_, Vec<u16>) = (format!("{}M", options.memory_mib), (1..=options.vms).collect());
     for batch in names.chunks(BATCH) {
         let range = format!("idle-{{{}..{}}}", batch[0], batch[batch.len() - 1]);
-        let create = ["vm", "create", &range, "--image", "bb", "--memory", &memory, "--disk", "64M"];
+        let create = ["vm", "create", &range, "--image", "bb", "--memory", &memory, "--disk", "128M"];
         lab.must(&create).await;
     }
     report.taken.push(look(&mut lab, options.vms).await?);
@@ -106,7 +108,7 @@ async fn look(lab: &mut Lab, vms: u16) -> anyhow::Result<Taken> {
         agent_threads: kib(agent, "status", "Threads:")? as u64,
         agent_descriptors: std::fs::read_dir(format!("/proc/{agent}/fd"))?.count(),
         agent_cpu_percent: cpu / WATCHED.as_secs_f64() * 100.0,
-        vmm_pss_mib: shares.iter().sum::<f64>() / shares.len().max(1) as f64 / 1024.0,
+        vmm_pss_mib: shares.iter().fold(0.0, |sum, share| sum + share) / shares.len().max(1) as f64 / 1024.0,
     })
 }
 
