@@ -27,6 +27,7 @@ use crate::{
     usage::{SampleRequest, Samples},
     verb::agent_verbs,
     workspace::SessionKind,
+    worktree::{ExportOrder, ImportOrder, RemoveOrder, TransferStatus},
 };
 
 /// Who commands: the operation and its claim's epoch.
@@ -293,7 +294,74 @@ pub struct DiskCommand {
     pub disk: VmName,
 }
 
+/// Where a host takes the files of a workspace from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ImportFrom {
+    /// The opener of that byte stream, which speaks the tree protocol in frames.
+    Session(SessionId),
+    /// A directory of this host, below one of those its operator allows.
+    Directory(String),
+}
+
+/// Begins to put a tree of files into a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportRequest {
+    /// The VM.
+    pub vm: VmId,
+    /// Where the files come from.
+    pub from: ImportFrom,
+    /// What to do with them.
+    pub order: ImportOrder,
+}
+
+/// Begins to take the changes of a workspace out of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExportChangesRequest {
+    /// The VM.
+    pub vm: VmId,
+    /// The byte stream, whose opener takes them.
+    pub session: SessionId,
+    /// What to take.
+    pub order: ExportOrder,
+}
+
+/// Has a guest forget a workspace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForgetRequest {
+    /// The VM.
+    pub vm: VmId,
+    /// Which.
+    pub order: RemoveOrder,
+}
+
+/// Names a transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TransferRequest {
+    /// The VM.
+    pub vm: VmId,
+    /// The operation whose transfer it is.
+    pub operation: OperationId,
+    /// How long to hold the reply while it goes on, in milliseconds; at most [`deadline::AGENT_POLL_MS`].
+    #[serde(default)]
+    pub wait_ms: u64,
+}
+
 agent_verbs! {
+    /// Begins to put a tree of files into a guest; a repeat for an operation that began already does nothing.
+    WorkspaceImport = "workspace.import", deadline::AGENT, ImportRequest => Empty;
+    /// Begins to take the changes of a workspace out of a guest.
+    WorkspaceExport = "workspace.export", deadline::AGENT, ExportChangesRequest => Empty;
+    /// Tells how a transfer goes. `failed_precondition` when the VM does not run any more.
+    WorkspaceStatus = "workspace.status", deadline::AGENT, TransferRequest => TransferStatus;
+    /// Ends a transfer; what it has not placed is removed. One that is not there is no error.
+    WorkspaceAbort = "workspace.abort", deadline::AGENT, TransferRequest => Empty;
+    /// Has a guest forget a workspace, and remove its files.
+    WorkspaceForget = "workspace.forget", deadline::AGENT, ForgetRequest => Empty;
     /// Removes a kept disk's file.
     DiskRemove = "disk.remove", deadline::AGENT, DiskCommand => Empty;
     /// Compares what is here with what the lab has rows of, checks the host, and removes what nobody owns if asked to.

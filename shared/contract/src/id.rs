@@ -55,6 +55,10 @@ uuid_id!(
     /// Identifies one byte stream between two processes.
     SessionId
 );
+uuid_id!(
+    /// Identifies one workspace: a directory of a VM that was prepared.
+    WorkspaceId
+);
 
 impl VmId {
     /// The last eight hexadecimal digits: random, so unique enough for an interface name
@@ -67,6 +71,11 @@ impl VmId {
     /// The name of the operations' resource that excludes two lifecycle operations on one VM.
     pub fn resource(&self) -> String {
         format!("vm:{self}")
+    }
+
+    /// The name of the operations' resource that makes prepare and export of one VM's workspaces follow each other.
+    pub fn workspaces(&self) -> String {
+        format!("workspace:{self}")
     }
 }
 
