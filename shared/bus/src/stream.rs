@@ -13,6 +13,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use contract::{
@@ -60,7 +61,16 @@ impl ByteStream {
     /// # Errors
     /// The connection is closed.
     pub async fn open(bus: &Bus, session: SessionId) -> Result<Self, BusError> {
-        Self::start(bus, stream_to_opener(session), stream_to_acceptor(session)).await
+        Self::start(bus, stream_to_opener(session), stream_to_acceptor(session), None).await
+    }
+
+    /// The opener's end of a stream whose acceptor begins later, because its work waits in a queue: until its first packet comes, silence
+    /// is borne for `patience`, and what is written meanwhile (a window at the most) is sent again only then.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub async fn open_within(bus: &Bus, session: SessionId, patience: Duration) -> Result<Self, BusError> {
+        Self::start(bus, stream_to_opener(session), stream_to_acceptor(session), Some(patience)).await
     }
 
     /// The acceptor's end. It listens when this returns: only then may the opener's request be answered.
@@ -68,16 +78,16 @@ impl ByteStream {
     /// # Errors
     /// The connection is closed.
     pub async fn accept(bus: &Bus, session: SessionId) -> Result<Self, BusError> {
-        Self::start(bus, stream_to_acceptor(session), stream_to_opener(session)).await
+        Self::start(bus, stream_to_acceptor(session), stream_to_opener(session), None).await
     }
 
-    async fn start(bus: &Bus, listen: String, send: String) -> Result<Self, BusError> {
+    async fn start(bus: &Bus, listen: String, send: String, patience: Option<Duration>) -> Result<Self, BusError> {
         let inbound = bus.subscribe(listen).await?;
         let (pipe, inner) = tokio::io::duplex(2 * DATA_MAX);
         let ending = SharedEnding::default();
         let (dropped, done) = (CancellationToken::new(), CancellationToken::new());
         let (reset, reset_asked) = tokio::sync::oneshot::channel();
-        let pump = pump::Pump::new(bus.clone(), send, inner, ending.clone(), dropped.clone());
+        let pump = pump::Pump::new(bus.clone(), send, inner, ending.clone(), dropped.clone()).patient(patience);
         let finished = done.clone().drop_guard();
         tokio::spawn(async move {
             pump.run(inbound, reset_asked, finished).await;

@@ -148,3 +148,39 @@ async fn a_dropped_end_is_a_reset_but_what_was_shut_down_before_arrives() {
     timeout(BOUND, acceptor.read_exact(&mut words)).await.unwrap().unwrap();
     assert_eq!(words, b"last words");
 }
+
+#[tokio::test]
+async fn an_acceptor_that_begins_late_gets_all_and_one_that_never_does_is_given_up() {
+    let nats = Nats::start().await;
+    let (session, bus) = (SessionId::new(), Bus::connect(&BusConfig::new(nats.url(), "both")).await.unwrap());
+    let mut wire = bus.subscribe(contract::subject::stream_to_acceptor(session)).await.unwrap();
+    let mut opener = ByteStream::open_within(&bus, session, BOUND).await.unwrap();
+    let sent = random(600 * 1024);
+    let copy = sent.clone();
+    let write = tokio::spawn(async move {
+        opener.write_all(&copy).await.unwrap();
+        opener.shutdown().await.unwrap();
+        opener.closed().await;
+    });
+    // A window was said to nobody: each byte of it once, although more than a resend's time passes.
+    let mut said = 0;
+    let mut acknowledgements = 0;
+    while acknowledgements < 2 {
+        match Packet::decode(timeout(BOUND, wire.next()).await.unwrap().unwrap().payload) {
+            Some(Packet::Data { data, .. }) => said += data.len() as u64,
+            Some(Packet::Ack { .. }) => acknowledgements += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(said, contract::stream::WINDOW);
+    let mut acceptor = ByteStream::accept(&bus, session).await.unwrap();
+    let mut received = Vec::new();
+    timeout(BOUND, acceptor.read_to_end(&mut received)).await.unwrap().unwrap();
+    acceptor.shutdown().await.unwrap();
+    assert!(received == sent);
+    timeout(BOUND, write).await.unwrap().unwrap();
+
+    let mut alone = ByteStream::open_within(&bus, SessionId::new(), Duration::from_millis(200)).await.unwrap();
+    let gone = timeout(BOUND, alone.read_to_end(&mut Vec::new())).await.unwrap().unwrap_err();
+    assert!(gone.to_string().contains("silent for 0 s"), "{gone}");
+}

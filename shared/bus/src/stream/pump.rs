@@ -60,6 +60,8 @@ pub(super) struct Pump {
     acknowledged: Option<Packet>,
     acknowledged_delivered: u64,
     heard: Instant,
+    /// How long silence is borne while nothing at all was heard; none once something was, or where the peer listened first.
+    patience: Option<Duration>,
     said: Instant,
     progress: Instant,
     resent_for_gap: Instant,
@@ -91,10 +93,17 @@ impl Pump {
             acknowledged: None,
             acknowledged_delivered: 0,
             heard: now,
+            patience: None,
             said: now,
             progress: now,
             resent_for_gap: now,
         }
+    }
+
+    /// Bears more silence, or less, until the peer's first packet.
+    pub(super) fn patient(mut self, patience: Option<Duration>) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Runs until both directions have ended or the stream broke; `finished` is dropped once the peer has been told.
@@ -138,6 +147,7 @@ impl Pump {
     /// A packet came.
     async fn packet(&mut self, payload: Bytes) -> Next {
         self.heard = Instant::now();
+        self.patience = None;
         match Packet::decode(payload) {
             None => Next::Broken("the peer sent a malformed packet".to_owned()),
             Some(Packet::Reset { reason }) if self.receiver.is_whole() && !self.deaf => {
@@ -263,10 +273,12 @@ impl Pump {
 
     async fn tick(&mut self) -> Next {
         let now = Instant::now();
-        if now - self.heard > PEER_SILENCE && !self.gone {
-            return Next::Broken("the other end has been silent for 30 s".to_owned());
+        let bearable = self.patience.unwrap_or(PEER_SILENCE);
+        if now - self.heard > bearable && !self.gone {
+            return Next::Broken(format!("the other end has been silent for {} s", bearable.as_secs()));
         }
-        if self.sender.waits() && now - self.progress > RESEND {
+        // Nobody listens before the first packet, so repeating would only fill the bus.
+        if self.patience.is_none() && self.sender.waits() && now - self.progress > RESEND {
             self.progress = now;
             self.send_again().await;
         }
