@@ -1,0 +1,20 @@
+//! **Trees** of files on their way into a guest as a workspace, and their changes on the way out: the protocol of both ends.
+//!
+//! A [`Tree`] lists what a directory holds, entry by entry, with the digest of each file's content. [`send`] is the client's end of a
+//! prepare and [`receive`] the guest's: the list goes first, only contents the guest lacks follow, and the tree is put in its
+//! place when all of it is there. [`export`] is the guest's end of taking changes out and [`read_export`] the client's, which trusts nothing that comes.
+//! All of it blocks, over any [`std::io::Read`] and [`std::io::Write`]; [`upload`] and [`download`] carry it over a byte stream in [`contract::frame`]s.
+
+mod blob;
+mod entry;
+mod error;
+mod signatures;
+mod transfer;
+mod walk;
+
+pub use blob::{BlobHasher, blob_id};
+pub use entry::{Entry, Mtime, Tree, TreeError};
+pub use error::{GuestError, ReadError, SendError};
+pub use signatures::{Download, Limits, Sent, StateDir, download, export, forget, read_export, receive, send, upload};
+pub use transfer::{Progress, Transfer};
+pub use walk::{Walked, walk};
