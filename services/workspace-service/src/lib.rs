@@ -1,14 +1,18 @@
 //! The service that opens ways into VMs: byte streams to a process, the ssh server or the console log (`open`), and commands
-//! whose output is collected into one reply (`exec`).
+//! whose output is collected into one reply (`exec`); and that keeps workspaces: what was prepared where, and the operations
+//! that prepare, export and remove them.
 //!
-//! It is stateless: no database, no operation, nothing remembered between two requests. Bytes of an opened stream
-//! never pass through it; they go straight between the client and the host-agent. Only `exec` is an end of a stream itself, for as
-//! long as its one request lasts. Any replica serves any request.
+//! Bytes of an opened stream never pass through it; they go straight between the client and the host-agent. It is an end of a
+//! stream itself only for `exec`, for as long as its one request lasts. It keeps nothing in memory that matters: any replica
+//! serves any request and adopts any operation.
 
 pub mod config;
+pub mod db;
 pub mod domain;
 mod handlers;
+pub mod kinds;
 pub mod server;
+mod sweeper;
 
 pub use config::Config;
 pub use server::Server;

@@ -16,7 +16,7 @@ struct Replica(Child);
 impl Replica {
     async fn ready(lab: &Lab) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_workspace-service"));
-        command.env("WARREN_NATS_URL", lab.nats.url());
+        command.env("WARREN_NATS_URL", lab.nats.url()).env("WARREN_DATABASE_URL", lab.postgres.url());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let replica = Self(child);
         wait_until("the service", BOUND, async || {
@@ -75,7 +75,12 @@ async fn a_replica_that_is_killed_is_missed_by_nobody_who_asks_afterwards() {
 
 #[test]
 fn a_process_without_configuration_says_what_it_lacks() {
-    let output = Command::new(env!("CARGO_BIN_EXE_workspace-service")).env_remove("WARREN_NATS_URL").output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_workspace-service"))
+        .env_remove("WARREN_NATS_URL")
+        .env_remove("WARREN_DATABASE_URL")
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("WARREN_NATS_URL is not set"), "{said}");
+    assert!(said.contains("WARREN_DATABASE_URL is not set"), "{said}");
 }

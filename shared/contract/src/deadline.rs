@@ -44,6 +44,13 @@ pub const CREATE: Duration = Duration::from_secs(300);
 /// How long a pull may take in all.
 pub const PULL: Duration = Duration::from_secs(3600);
 
+/// How long a prepare or an export of a workspace may take in all: a large tree over a slow line.
+pub const TRANSFER: Duration = PULL;
+
+/// How long a host may be silent, or without its guest, before a transfer it carries is given up: longer than an agent's restart takes,
+/// and than a byte stream survives without its peer.
+pub const TRANSFER_SILENCE: Duration = Duration::from_secs(45);
+
 /// How long start, stop, restart and delete may take.
 pub const LIFECYCLE: Duration = Duration::from_secs(300);
 

@@ -16,6 +16,6 @@ pub struct Event {
     #[schemars(with = "String")]
     pub at: OffsetDateTime,
     /// Particulars: for `operation` its kind, resource, state, phase; for `vm` name, state, host, address; for `lab` the names of its VMs; for
-    /// `image` name, digest.
+    /// `image` name, digest; for `workspace` vm, vm_name, path, generation.
     pub data: Value,
 }

@@ -313,6 +313,7 @@ impl Lab {
         let sql = self.sql().await;
         for (what, query) in [
             ("VM rows", "select count(*) from vm.vm"),
+            ("workspace rows", "select count(*) from workspace.workspace"),
             ("held addresses", "select count(*) from vm.lease where vm_id is not null"),
             ("unfinished operations", "select count(*) from operations.operation where state in ('queued','running')"),
             ("owed undos", "select count(*) from operations.operation where undo_owed"),

@@ -22,7 +22,11 @@ pub fn check(vm: &Vm, kind: &SessionKind) -> Result<(), ApiError> {
     }
 }
 
-fn running(vm: &Vm) -> Result<(), ApiError> {
+/// Checks that its guest runs.
+///
+/// # Errors
+/// `failed_precondition`: it does not.
+pub fn running(vm: &Vm) -> Result<(), ApiError> {
     let name = &vm.name;
     let hint = match vm.state {
         VmState::Running => return Ok(()),

@@ -2,13 +2,20 @@
 
 mod conversation;
 mod exec;
+mod export;
+mod list;
 mod open;
+mod prepare;
+mod remove;
 mod session;
+mod workspace;
 
 use std::sync::Arc;
 
 use bus::{Bus, BusError, RequestContext, Service};
-use contract::{ApiError, Verb, workspace};
+use contract::{ApiError, Verb, worktree};
+use operations::Submitter;
+use store::Store;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +27,10 @@ const EXECS_MAX: usize = 256;
 pub struct App {
     /// The bus.
     pub bus: Bus,
+    /// The database.
+    pub store: Store,
+    /// Accepts operations.
+    pub submitter: Submitter,
     /// Turns for commands to be collected.
     pub execs: Semaphore,
     /// Cancelled when commands under way are to end because this process does.
@@ -28,8 +39,8 @@ pub struct App {
 
 impl App {
     /// With all turns free.
-    pub fn new(bus: Bus, stop: CancellationToken) -> Self {
-        Self { bus, execs: Semaphore::new(EXECS_MAX), stop }
+    pub fn new(bus: Bus, store: Store, submitter: Submitter, stop: CancellationToken) -> Self {
+        Self { bus, store, submitter, execs: Semaphore::new(EXECS_MAX), stop }
     }
 }
 
@@ -52,6 +63,11 @@ where
 /// # Errors
 /// The bus connection is closed.
 pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError> {
-    serve::<workspace::Open, _>(service, app, open::handle).await?;
-    serve::<workspace::Exec, _>(service, app, exec::handle).await
+    serve::<contract::workspace::Open, _>(service, app, open::handle).await?;
+    serve::<contract::workspace::Exec, _>(service, app, exec::handle).await?;
+    serve::<worktree::Prepare, _>(service, app, prepare::handle).await?;
+    serve::<worktree::Export, _>(service, app, export::handle).await?;
+    serve::<worktree::Remove, _>(service, app, remove::handle).await?;
+    serve::<worktree::Get, _>(service, app, workspace::get).await?;
+    serve::<worktree::List, _>(service, app, list::handle).await
 }

@@ -16,6 +16,8 @@ use tokio::{
     sync::Notify,
 };
 
+use super::fake_transfers::Transfers;
+
 /// What was seen of the service.
 #[derive(Debug, Default)]
 struct Seen {
@@ -28,6 +30,8 @@ pub struct FakeAgent {
     seen: Arc<Mutex<Seen>>,
     /// Lets a process that runs `hold` end.
     pub release: Arc<Notify>,
+    /// Its part of workspaces.
+    pub transfers: Transfers,
     _service: Service,
 }
 
@@ -46,8 +50,10 @@ impl FakeAgent {
             })
             .await
             .unwrap();
+        let transfers = Transfers::default();
+        transfers.serve(&service, bus, &host).await;
         service.ready().await.unwrap();
-        Self { seen, release, _service: service }
+        Self { seen, release, transfers, _service: service }
     }
 
     pub fn opened(&self) -> Vec<OpenRequest> {

@@ -1,8 +1,9 @@
-//! A lab without VMs: real NATS, the service, and fakes of vm-lifecycle and of a host-agent with its guests.
+//! A lab without VMs: real PostgreSQL and NATS, the service, and fakes of vm-lifecycle and of a host-agent with its guests.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
 mod fake_agent;
+pub mod fake_transfers;
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +13,14 @@ use std::{
 
 use bus::{Bus, BusConfig, CallOptions, Service};
 use contract::{
-    ApiError, ImageId, MebiBytes, Verb, VmId,
+    ApiError, ImageId, MebiBytes, OperationId, Verb, VmId,
+    dns::{NamedVm, Names, Resolve},
+    operation::{self, Operation, WaitRequest},
     vm::{self, Vm, VmState},
     workspace::{self, ExecReply},
 };
 use serde_json::{Value, json};
-use testkit::Nats;
+use testkit::{Nats, Postgres, wait_until};
 use workspace_service::{Config, Server};
 
 pub use fake_agent::FakeAgent;
@@ -29,6 +32,7 @@ type Vms = Arc<Mutex<BTreeMap<String, Vm>>>;
 
 /// A lab of one service, one fake host `h1`, and the VMs the test puts.
 pub struct Lab {
+    pub postgres: Postgres,
     pub nats: Nats,
     pub bus: Bus,
     pub agent: FakeAgent,
@@ -47,18 +51,69 @@ impl Lab {
 
     /// Without the service.
     pub async fn engines() -> Self {
-        let nats = Nats::start().await;
+        let (postgres, nats) = tokio::join!(Postgres::start(), Nats::start());
         let bus = Bus::connect(&BusConfig::new(nats.url(), "test")).await.unwrap();
         let vms = Vms::default();
         let lifecycle = serve_vms(&bus, &vms).await;
         let agent = FakeAgent::start(&bus, "h1").await;
-        let lab = Self { nats, bus, agent, server: None, vms, _lifecycle: lifecycle };
+        let lab = Self { postgres, nats, bus, agent, server: None, vms, _lifecycle: lifecycle };
         lab.put("web", VmState::Running, "h1");
         lab
     }
 
     pub fn config(&self) -> Config {
-        Config { nats_url: self.nats.url(), nats_credentials: None }
+        Config::new(self.nats.url(), self.postgres.url())
+    }
+
+    /// Changes a VM's state, as vm-lifecycle tells it.
+    pub fn set_state(&self, name: &str, state: VmState) {
+        self.vms.lock().unwrap().get_mut(name).unwrap().state = state;
+    }
+
+    /// Gives a VM another name.
+    pub fn rename(&self, name: &str, new: &str) {
+        let mut vms = self.vms.lock().unwrap();
+        let mut vm = vms.remove(name).unwrap();
+        vm.name = new.parse().unwrap();
+        vms.insert(new.to_owned(), vm);
+    }
+
+    /// Deletes a VM, and tells nobody.
+    pub fn delete(&self, name: &str) {
+        self.vms.lock().unwrap().remove(name);
+    }
+
+    /// Waits for an operation's end.
+    pub async fn ended(&self, id: OperationId) -> Operation {
+        wait_until("the operation's end", BOUND, async || {
+            let request = WaitRequest { id, timeout_ms: 5_000, changed_from: None };
+            let operation = self.bus.call::<operation::Wait>(&request).await.ok()?;
+            operation.state.is_final().then_some(operation)
+        })
+        .await
+    }
+
+    /// A database connection of the test's own.
+    pub async fn sql(&self) -> tokio_postgres::Client {
+        let (client, connection) = tokio_postgres::connect(&self.postgres.url(), tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    /// What the events about workspaces say, oldest first.
+    pub async fn events(&self) -> Vec<String> {
+        let Ok(stream) = self.bus.jetstream().get_stream(contract::subject::EVENT_STREAM).await else { return vec![] };
+        let mut found = Vec::new();
+        let last = stream.get_info().await.unwrap().state.last_sequence;
+        for sequence in 1..=last {
+            if let Ok(message) = stream.get_raw_message(sequence).await
+                && message.subject.starts_with("warren.event.workspace.")
+                && let Some((_, what)) = message.subject.rsplit_once('.')
+            {
+                found.push(what.to_owned());
+            }
+        }
+        found
     }
 
     /// Adds a VM.
@@ -142,6 +197,31 @@ async fn serve_vms(bus: &Bus, vms: &Vms) -> Service {
         })
         .await
         .unwrap();
+    let held = vms.clone();
+    service
+        .serve::<Resolve, _>(move |_, request| {
+            let held = held.lock().unwrap().values().cloned().collect::<Vec<_>>();
+            async move { Ok(names(held.iter().filter(|vm| request.vms.contains(&vm.id)))) }
+        })
+        .await
+        .unwrap();
     service.ready().await.unwrap();
     service
+}
+
+fn names<'a>(vms: impl Iterator<Item = &'a Vm>) -> Names {
+    let named = |vm: &Vm| NamedVm {
+        id: vm.id,
+        name: vm.name.clone(),
+        address: vm.address,
+        host: vm.host.clone(),
+        image: vm.image_name.clone(),
+    };
+    Names {
+        vms: vms.map(named).collect(),
+        more: false,
+        domain: "warren".into(),
+        networks: vec!["10.77.0.0/16".parse().unwrap()],
+        rest_ms: 60_000,
+    }
 }
