@@ -1,6 +1,9 @@
 //! The agent's life: prepare, adopt, register, make the network, and only then serve commands.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use bus::{Bus, BusConfig, Service};
@@ -122,6 +125,12 @@ fn prepare(
 /// Serves every command to this host.
 async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<Service> {
     let service = bus.service("host-agent", env!("CARGO_PKG_VERSION"), &format!("everything on host {host}")).await?;
+    // From before the first command can come: what was asked of this process was asked after this.
+    let since = Instant::now();
+    let alive = move |_, _: Empty| async move {
+        Ok(agent::Alive { serving_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX) })
+    };
+    service.serve_agent::<agent::HostAlive, _>(host, alive).await?;
     serve_images(&service, host, vms).await?;
     serve_vms(&service, host, vms).await?;
     let (wire, all) = (bus.clone(), vms.clone());

@@ -1,6 +1,6 @@
 //! Calling verbs and commanding agents.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{
     HeaderMap, Request,
@@ -8,7 +8,10 @@ use async_nats::{
 };
 use contract::{
     AgentVerb, ApiError, HostId, Verb,
+    agent::HostAlive,
+    deadline,
     error::ErrorBody,
+    host::Empty,
     subject::{ERROR_CODE_HEADER, REQUEST_ID_HEADER, TRACEPARENT_HEADER},
 };
 use runtime::telemetry;
@@ -53,10 +56,36 @@ impl Bus {
     ///
     /// # Errors
     /// What the agent answered; `unavailable` at once when it is not connected; `deadline_exceeded` when no
-    /// reply came, so that the outcome is unknown and the command must be repeated.
+    /// reply came, or none will because the agent was restarted with the command in hand, so that the outcome is unknown and
+    /// the command must be repeated.
     pub async fn command<A: AgentVerb>(&self, host: &HostId, request: &A::Request) -> Result<A::Reply, ApiError> {
+        let sent = Instant::now();
+        tokio::select! {
+            reply = self.command_once::<A>(host, request) => reply,
+            () = self.restarted_since(host, sent) => {
+                let message = format!("the host-agent of {host} was restarted with {} in hand", A::NAME);
+                Err(ApiError::deadline_exceeded(message).hint("the outcome is unknown: ask again"))
+            }
+        }
+    }
+
+    async fn command_once<A: AgentVerb>(&self, host: &HostId, request: &A::Request) -> Result<A::Reply, ApiError> {
         let absent = || ApiError::unavailable(format!("the host-agent of {host} is not connected"));
         self.ask(A::subject(host), request, A::TIMEOUT, None, absent).await
+    }
+
+    /// Ends when a host's agent is another process than the one that was there at `sent`. Durations are compared, so that no two
+    /// clocks are. An agent of before this was known, or that is away, leaves it open.
+    async fn restarted_since(&self, host: &HostId, sent: Instant) {
+        loop {
+            tokio::time::sleep(deadline::ALIVE).await;
+            let asked = sent.elapsed();
+            if let Ok(alive) = self.command_once::<HostAlive>(host, &Empty {}).await
+                && Duration::from_millis(alive.serving_ms) < asked
+            {
+                return;
+            }
+        }
     }
 
     async fn ask<Q: Serialize, R: DeserializeOwned>(

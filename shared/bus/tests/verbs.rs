@@ -1,15 +1,20 @@
 //! Stories of verbs: a client and a service on a real nats-server.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bus::{Bus, BusConfig, CallOptions};
 use contract::{
-    ApiError, ErrorCode, Verb,
+    ApiError, ErrorCode, HostId, Verb,
+    agent::{Alive, HostAlive, Observations, VmList},
     error::ErrorBody,
     host::{self, Empty, HostList},
     vm,
 };
 use testkit::Nats;
+use tokio::sync::Notify;
 
 async fn bus(nats: &Nats) -> Bus {
     Bus::connect(&BusConfig::new(nats.url(), "test")).await.unwrap()
@@ -95,4 +100,36 @@ async fn a_handler_that_panics_is_an_answer_too() {
     service.serve::<host::List, _>(handler).await.unwrap();
     service.ready().await.unwrap();
     assert_eq!(bus.call::<host::List>(&Empty {}).await.unwrap_err().code, ErrorCode::Internal);
+}
+
+/// A host-agent that takes commands, says so, and answers none but whether it lives.
+async fn silent_agent(bus: &Bus, host: &HostId, taken: &Arc<Notify>) -> bus::Service {
+    let service = bus.service("host-agent", "0.1.0", "for a test").await.unwrap();
+    let since = Instant::now();
+    let alive = move |_, _: Empty| async move { Ok(Alive { serving_ms: since.elapsed().as_millis() as u64 }) };
+    service.serve_agent::<HostAlive, _>(host, alive).await.unwrap();
+    let taken = taken.clone();
+    let silent = move |_, _: Empty| {
+        taken.notify_one();
+        std::future::pending::<Result<Observations, ApiError>>()
+    };
+    service.serve_agent::<VmList, _>(host, silent).await.unwrap();
+    service.ready().await.unwrap();
+    service
+}
+
+#[tokio::test]
+async fn a_command_that_died_with_its_agent_is_not_waited_for() {
+    let nats = Nats::start().await;
+    let (bus, host) = (bus(&nats).await, "h1".parse::<HostId>().unwrap());
+    let taken = Arc::new(Notify::new());
+    let first = silent_agent(&bus, &host, &taken).await;
+    let (wire, asked) = (bus.clone(), host.clone());
+    let command = tokio::spawn(async move { wire.command::<VmList>(&asked, &Empty {}).await });
+    tokio::time::timeout(Duration::from_secs(10), taken.notified()).await.expect("the command arrives");
+    first.stop(Duration::ZERO).await;
+    let _second = silent_agent(&bus, &host, &taken).await;
+    let error = command.await.unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::DeadlineExceeded);
+    assert!(error.message.contains("was restarted with vm.list in hand"), "{}", error.message);
 }

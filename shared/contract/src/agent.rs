@@ -286,6 +286,13 @@ pub struct Observations {
     pub vms: Vec<VmObservation>,
 }
 
+/// That a host-agent lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Alive {
+    /// For how long this process has taken commands, in milliseconds: what was commanded before that was lost with its predecessor.
+    pub serving_ms: u64,
+}
+
 /// Names a kept disk in a command. It has no fence: vm-lifecycle holds the disk's row while it commands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -364,6 +371,8 @@ agent_verbs! {
     WorkspaceForget = "workspace.forget", deadline::AGENT, ForgetRequest => Empty;
     /// Removes a kept disk's file.
     DiskRemove = "disk.remove", deadline::AGENT, DiskCommand => Empty;
+    /// Tells that the agent lives, and for how long.
+    HostAlive = "host.alive", deadline::ALIVE, Empty => Alive;
     /// Compares what is here with what the lab has rows of, checks the host, and removes what nobody owns if asked to.
     HostExamine = "host.examine", deadline::AGENT, ExamineRequest => Findings;
     /// Measures what VMs use of the host.

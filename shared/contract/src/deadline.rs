@@ -25,6 +25,9 @@ pub const AGENT_POLL_MS: u64 = 2_000;
 /// a sparse copy of a disk of some GiB.
 pub const AGENT: Duration = Duration::from_secs(30);
 
+/// How long a host-agent may take to say that it lives; also how often one that has not answered a command is asked.
+pub const ALIVE: Duration = Duration::from_secs(2);
+
 /// How long the rename of a publication may take while the row lock is held.
 pub const PUBLISH: Duration = Duration::from_secs(10);
 
