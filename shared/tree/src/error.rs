@@ -40,6 +40,14 @@ pub enum GuestError {
     /// It was asked to end.
     #[error("the transfer was aborted")]
     Aborted,
+    /// A later claim on the VM's workspaces was seen.
+    #[error("epoch {epoch} is older than {seen}, which was seen")]
+    Stale {
+        /// What came.
+        epoch: i64,
+        /// What was seen.
+        seen: i64,
+    },
     /// The path is no place of a workspace.
     #[error("{path} cannot be a workspace: {why}")]
     Path {
@@ -65,6 +73,14 @@ pub enum GuestError {
     /// The VM's disk has not enough room.
     #[error("the VM's disk has {free} bytes free, {wanted} are needed")]
     NoRoom {
+        /// What it has.
+        free: u64,
+        /// What it takes.
+        wanted: u64,
+    },
+    /// The VM's disk has not enough inodes.
+    #[error("the VM's disk has inodes for {free} more files, {wanted} are needed")]
+    NoInodes {
         /// What it has.
         free: u64,
         /// What it takes.
@@ -106,8 +122,8 @@ impl GuestError {
             Self::Path { .. } | Self::Tree(_) | Self::Protocol(_) => ErrorCode::InvalidArgument,
             Self::NoWorkspace(_) => ErrorCode::NotFound,
             Self::Occupied(_) | Self::Unexported { .. } => ErrorCode::FailedPrecondition,
-            Self::NoRoom { .. } | Self::TooMuch(_) => ErrorCode::ResourceExhausted,
-            Self::Changed(_) | Self::Client(_) => ErrorCode::Aborted,
+            Self::NoRoom { .. } | Self::NoInodes { .. } | Self::TooMuch(_) => ErrorCode::ResourceExhausted,
+            Self::Changed(_) | Self::Client(_) | Self::Stale { .. } => ErrorCode::Aborted,
             Self::Stream(_) => ErrorCode::Unavailable,
             Self::Files { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::ResourceExhausted,
@@ -127,7 +143,9 @@ impl GuestError {
             Self::Occupied(_) => "name another path, or give force: what is there is lost then",
             Self::NoWorkspace(_) => "prepare it first",
             Self::Unexported { .. } => "export them first, or give force: they are lost then",
-            Self::NoRoom { .. } => "make the VM's disk larger (vm set --disk), or send less of it",
+            Self::NoRoom { .. } | Self::NoInodes { .. } => {
+                "make the VM's disk larger (vm set --disk), or send less of it"
+            }
             Self::TooMuch(_) => "raise the export's limits, or have git ignore what is not wanted",
             Self::Changed(_) => "export again when the programs in the VM have come to rest",
             Self::Stream(_) => "does the client still run? Do it again; the tree is what it was",
@@ -135,11 +153,20 @@ impl GuestError {
         })
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "lands next"))]
-    #[cfg_attr(test, allow(dead_code))]
     pub(crate) fn files(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Files { what, source }
+    }
+}
+
+/// What an error of a stream's bytes is: theirs, or the stream's own.
+pub(crate) fn broken(error: io::Error) -> GuestError {
+    match error.kind() {
+        // zstd calls what is damaged just an error.
+        io::ErrorKind::InvalidData | io::ErrorKind::Other => {
+            GuestError::Protocol("a message is damaged or out of its turn")
+        }
+        _ => GuestError::Stream(error),
     }
 }
 

@@ -1,0 +1,196 @@
+//! A workspace's **repository**, as far as it says whether commits were made in the VM: read without git, which the image need not have.
+
+use std::{collections::BTreeMap, io::Read};
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::{Root, join};
+
+/// The most bytes of HEAD or of one branch's file.
+const REF_MAX: u64 = 4096;
+/// The most bytes of `packed-refs`.
+const PACKED_MAX: u64 = 16 << 20;
+/// How many branches are looked at.
+const BRANCHES_MAX: usize = 10_000;
+/// How deep branches' names may be.
+const DEPTH_MAX: usize = 16;
+/// What is left in `.git` in the middle of a merge, a rebase and their like.
+pub(crate) const UNDER_WAY: [&[u8]; 7] =
+    [b"MERGE_HEAD", b"CHERRY_PICK_HEAD", b"REVERT_HEAD", b"BISECT_LOG", b"rebase-merge", b"rebase-apply", b"sequencer"];
+
+/// Where it stands; all empty where there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Repository {
+    /// The commit HEAD leads to.
+    pub head: Option<String>,
+    /// The branch HEAD is on.
+    pub branch: Option<String>,
+    /// All branches and the stash.
+    pub branches: BTreeMap<String, String>,
+}
+
+impl Repository {
+    /// Looks at the one of a workspace.
+    pub(crate) fn look(root: &Root) -> Self {
+        let mut branches = BTreeMap::new();
+        if let Some(text) = read(root, b".git/packed-refs", PACKED_MAX) {
+            for line in text.lines().filter(|line| !line.starts_with(['#', '^'])) {
+                if let Some((id, name)) = line.split_once(' ') {
+                    add(&mut branches, name, id);
+                }
+            }
+        }
+        loose(root, "refs/heads", 0, &mut branches);
+        if let Some(id) = read(root, b".git/refs/stash", REF_MAX) {
+            add(&mut branches, "refs/stash", &id);
+        }
+        let text = read(root, b".git/HEAD", REF_MAX).unwrap_or_default();
+        match text.trim_end().strip_prefix("ref: ") {
+            Some(name) => Self {
+                head: branches.get(name).cloned(),
+                branch: name.strip_prefix("refs/heads/").map(str::to_owned),
+                branches,
+            },
+            None => Self { head: Some(text.trim().to_owned()).filter(|id| is_id(id)), branch: None, branches },
+        }
+    }
+
+    /// What commits of a later state this one does not have: a branch, HEAD or stash that leads elsewhere now. Branches that went
+    /// away have none.
+    pub(crate) fn moved(&self, now: &Self) -> Option<String> {
+        if now.head.is_some() && now.head != self.head {
+            return Some(match &now.branch {
+                Some(branch) => format!("commits on {branch}"),
+                None => "commits at HEAD".to_owned(),
+            });
+        }
+        let known = |id: &String| self.branches.values().any(|known| known == id) || self.head.as_ref() == Some(id);
+        let (name, _) = now.branches.iter().find(|(_, id)| !known(id))?;
+        Some(match name.strip_prefix("refs/heads/") {
+            Some(branch) => format!("commits on {branch}, which is not checked out (push it from the VM)"),
+            None => "a stash (git stash list)".to_owned(),
+        })
+    }
+}
+
+/// Whether something is in the middle in a repository, as after a merge with conflicts.
+pub(crate) fn is_under_way(root: &Root) -> bool {
+    UNDER_WAY.iter().any(|name| root.stat(&join(b".git", name)).is_ok_and(|stat| stat.is_some()))
+}
+
+/// Whether it is a commit's id: SHA-1 or SHA-256.
+pub(crate) fn is_id(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn read(root: &Root, path: &[u8], most: u64) -> Option<String> {
+    let mut bytes = Vec::new();
+    root.file(path).ok()?.take(most).read_to_end(&mut bytes).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
+fn add(branches: &mut BTreeMap<String, String>, name: &str, id: &str) {
+    let wanted = name.starts_with("refs/heads/") || name == "refs/stash";
+    if wanted && is_id(id.trim()) && branches.len() < BRANCHES_MAX {
+        branches.insert(name.to_owned(), id.trim().to_owned());
+    }
+}
+
+/// Branches that are files of their own, which count before packed ones.
+fn loose(root: &Root, place: &str, depth: usize, branches: &mut BTreeMap<String, String>) {
+    for (name, directory) in root.list(format!(".git/{place}").as_bytes()).unwrap_or_default() {
+        let Ok(name) = String::from_utf8(name) else { continue };
+        let path = format!("{place}/{name}");
+        if directory && depth < DEPTH_MAX {
+            loose(root, &path, depth + 1, branches);
+        } else if let Some(id) = read(root, format!(".git/{path}").as_bytes(), REF_MAX) {
+            add(branches, &path, &id);
+        }
+    }
+}
+
+/// The files of a repository's objects: loose ones and packs, with well-formed names.
+pub(crate) fn object_files(root: &Root) -> std::io::Result<Vec<Vec<u8>>> {
+    let objects = b".git/objects";
+    if root.stat(objects)?.is_none_or(|stat| !stat.is_dir()) {
+        return Ok(Vec::new());
+    }
+    let mut files = Vec::new();
+    for (name, directory) in root.list(objects)? {
+        if !directory || !(name == b"pack" || is_hex(&name, 2)) {
+            continue;
+        }
+        let place = join(objects, &name);
+        for (file, _) in root.list(&place)? {
+            let path = join(&place, &file);
+            if is_object_file(&path[b".git/".len()..]) {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Whether a path below `.git` is one of an object or a pack.
+pub(crate) fn is_object_file(path: &[u8]) -> bool {
+    let Some(path) = path.strip_prefix(b"objects/") else { return false };
+    if let Some(pack) = path.strip_prefix(b"pack/pack-") {
+        let Some(dot) = pack.iter().position(|byte| *byte == b'.') else { return false };
+        let (id, kind) = pack.split_at(dot);
+        return (is_hex(id, 40) || is_hex(id, 64)) && (kind == b".pack" || kind == b".idx");
+    }
+    path.len() > 3 && is_hex(&path[..2], 2) && path[2] == b'/' && (is_hex(&path[3..], 38) || is_hex(&path[3..], 62))
+}
+
+fn is_hex(text: &[u8], length: usize) -> bool {
+    text.len() == length && text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn head_branches_and_stash_are_found_packed_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let git = dir.path().join(".git");
+        let root = Root::open(&dir.path().canonicalize().unwrap()).unwrap();
+        assert_eq!(Repository::look(&root), Repository::default());
+        let id = |digit: char| digit.to_string().repeat(40);
+        fs::create_dir_all(git.join("refs/heads/feature")).unwrap();
+        fs::write(git.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+        let packed = format!("# pack-refs\n{} refs/heads/main\n{} refs/heads/old\n^{}\n", id('a'), id('b'), id('c'));
+        fs::write(git.join("packed-refs"), packed).unwrap();
+        let base = Repository::look(&root);
+        assert_eq!((base.head.clone(), base.branch.as_deref(), base.branches.len()), (Some(id('a')), Some("main"), 2));
+        fs::write(git.join("refs/heads/feature/x"), id('a')).unwrap();
+        assert_eq!(base.moved(&Repository::look(&root)), None);
+        fs::write(git.join("refs/heads/feature/x"), id('d')).unwrap();
+        assert!(base.moved(&Repository::look(&root)).unwrap().contains("feature/x"));
+        fs::write(git.join("refs/heads/main"), format!("{}\n", id('e'))).unwrap();
+        assert_eq!(base.moved(&Repository::look(&root)).unwrap(), "commits on main");
+        fs::write(git.join("HEAD"), id('f')).unwrap();
+        assert_eq!(Repository::look(&root).head, Some(id('f')));
+    }
+
+    #[test]
+    fn only_objects_and_packs_are_object_files() {
+        let (loose, pack) = (format!("objects/ab/{}", "c".repeat(38)), format!("objects/pack/pack-{}", "d".repeat(40)));
+        assert!(is_object_file(loose.as_bytes()));
+        assert!(is_object_file(format!("{pack}.pack").as_bytes()) && is_object_file(format!("{pack}.idx").as_bytes()));
+        for bad in [
+            "objects/info/alternates",
+            "objects/pack/../../hooks/x",
+            "hooks/pre-commit",
+            "config",
+            "objects/ab/cd",
+            "objects/pack/pack-1.pack",
+            "objects/",
+        ] {
+            assert!(!is_object_file(bad.as_bytes()), "{bad}");
+        }
+        assert!(!is_object_file(format!("{pack}.sh").as_bytes()));
+    }
+}
