@@ -1,0 +1,74 @@
+//! The **files of a commit**, taken from its objects as they are: what a bare repository has, and what `--dirty=no` means.
+
+use std::path::Path;
+
+use contract::{
+    FileName,
+    worktree::{History, Node},
+};
+use tree::Mtime;
+
+use crate::{
+    blobs,
+    builder::{Builder, join},
+    capture::Options,
+    error::WorktreeError,
+    gitdir::{Head, Making},
+    index::{self, IndexEntry},
+    repo::{Repo, as_path},
+};
+
+/// What to take, and where it goes.
+pub(crate) struct Files<'a> {
+    pub repo: &'a Repo,
+    pub head: &'a Head,
+    /// The commit.
+    pub commit: &'a str,
+    /// Its files' place in the tree.
+    pub at: &'a [u8],
+    /// Its git directory's place.
+    pub home: &'a [u8],
+}
+
+impl Files<'_> {
+    /// Writes the files into `scratch` and adds them, with a git directory that says they are unchanged.
+    pub(crate) fn take(&self, options: &Options, scratch: &Path, out: &mut Builder) -> Result<(), WorktreeError> {
+        let listed = self.repo.tree(self.commit)?;
+        let mtime = Mtime { secs: self.head.time, nanos: 0 };
+        let blobs: Vec<_> = listed
+            .iter()
+            .filter(|it| it.mode != 0o160_000)
+            .map(|it| (it.id.clone(), out.scratch_file(scratch)))
+            .collect();
+        let mut sizes = blobs::write_out(&self.repo.git, &blobs)?.into_iter().zip(blobs);
+        let mut entries = Vec::with_capacity(listed.len());
+        for it in &listed {
+            let path = join(self.at, &it.path);
+            let mut size = 0;
+            if it.mode == 0o160_000 {
+                out.warn(format!("{} is empty: submodules are not taken from commits", as_path(&path).display()));
+                out.put(path, mtime, Node::Directory { mode: 0o755 }, None);
+            } else if let Some((length, (id, from))) = sizes.next() {
+                size = length;
+                if it.mode == 0o120_000 {
+                    let target = std::fs::read(&from).map_err(WorktreeError::read(&from))?;
+                    out.put(path, mtime, Node::Symlink { target: FileName(target) }, None);
+                } else {
+                    let mode = if it.mode & 0o100 == 0 { 0o644 } else { 0o755 };
+                    out.put(path, mtime, Node::File { mode, size, digest: id }, Some(from));
+                }
+            }
+            entries.push(IndexEntry { path: &it.path, mode: it.mode, id: &it.id, size, mtime });
+        }
+        if options.history == History::None {
+            return Ok(());
+        }
+        let made = out.scratch_file(scratch);
+        std::fs::write(&made, index::encode(&entries)).map_err(WorktreeError::write(&made))?;
+        // Later than all it tells of, so that git trusts it.
+        let index = Some((made, Mtime { secs: self.head.time + 1, nanos: 0 }));
+        let Self { repo, head, home, .. } = *self;
+        let (history, cache) = (options.history, &*options.cache);
+        Making { repo, head, history, index, staged: None, home, worktree: None, scratch, cache }.build(out)
+    }
+}
