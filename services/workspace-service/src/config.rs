@@ -2,9 +2,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use contract::deadline;
+use contract::{MebiBytes, deadline};
 use runtime::config::{ConfigError, Reader};
 use store::StoreConfig;
+
+use crate::served::{CACHE_BYTES, ServedConfig};
+
+/// Where fetched repositories are kept when nothing else is said.
+const CACHE: &str = "/var/cache/warren/workspaces";
 
 /// What this process was told.
 #[derive(Clone, Debug)]
@@ -19,6 +24,8 @@ pub struct Config {
     pub pool: StoreConfig,
     /// How long a host may be silent before a transfer is given up.
     pub patience: Duration,
+    /// Trees that this service fetches itself.
+    pub served: ServedConfig,
 }
 
 impl Config {
@@ -30,6 +37,12 @@ impl Config {
             database_url,
             pool: StoreConfig::default(),
             patience: deadline::TRANSFER_SILENCE,
+            served: ServedConfig {
+                cache: CACHE.into(),
+                cache_bytes: CACHE_BYTES,
+                allow_file: false,
+                credentials: None,
+            },
         }
     }
 
@@ -42,6 +55,17 @@ impl Config {
         let nats_url = reader.required("WARREN_NATS_URL", "where NATS is, such as nats://127.0.0.1:4222");
         let nats_credentials = reader.optional("WARREN_NATS_CREDENTIALS");
         let database_url = reader.required("WARREN_DATABASE_URL", "where PostgreSQL is, such as postgres:///warren");
-        reader.finish(|| Some(Self { nats_credentials, ..Self::new(nats_url?, database_url?) }))
+        let size: Option<MebiBytes> = reader.optional("WARREN_GIT_CACHE_SIZE");
+        let credentials: Option<PathBuf> = reader.optional("WARREN_GIT_CREDENTIALS");
+        if let Some(file) = credentials.as_ref().filter(|file| std::fs::File::open(file).is_err()) {
+            reader.problem(format!("WARREN_GIT_CREDENTIALS: {} cannot be read", file.display()));
+        }
+        let served = ServedConfig {
+            cache: reader.or("WARREN_GIT_CACHE", CACHE.into()),
+            cache_bytes: size.map_or(CACHE_BYTES, |size| u64::from(size.0) << 20),
+            allow_file: reader.or("WARREN_GIT_ALLOW_FILE", false),
+            credentials,
+        };
+        reader.finish(|| Some(Self { nats_credentials, served, ..Self::new(nats_url?, database_url?) }))
     }
 }

@@ -3,7 +3,7 @@
 //! that prepare, export and remove them.
 //!
 //! Bytes of an opened stream never pass through it; they go straight between the client and the host-agent. It is an end of a
-//! stream itself only for `exec`, for as long as its one request lasts. It keeps nothing in memory that matters: any replica
+//! stream itself only for `exec`, for as long as its one request lasts, and for trees that it fetches itself ([`served`]). It keeps nothing in memory that matters: any replica
 //! serves any request and adopts any operation.
 
 pub mod config;
@@ -11,6 +11,7 @@ pub mod db;
 pub mod domain;
 mod handlers;
 pub mod kinds;
+pub mod served;
 pub mod server;
 mod sweeper;
 

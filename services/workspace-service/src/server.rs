@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     Config,
     handlers::{self, App},
-    kinds, sweeper,
+    kinds, served, sweeper,
 };
 
 /// How long commands under way may go on at shutdown before they are ended.
@@ -45,6 +45,10 @@ impl Server {
         wire.credentials.clone_from(&config.nats_credentials);
         let bus = Bus::connect(&wire).await.context("NATS cannot be used")?;
 
+        let cache = config.served.cache.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || served::sweep(&cache)).await {
+            tracing::warn!(%error, "what dead processes left was not looked for");
+        }
         let engine = kinds::register(Engine::builder(store.clone(), bus.clone(), worker()), &config).start();
         let stop = CancellationToken::new();
         let app = Arc::new(App::new(bus.clone(), store.clone(), engine.submitter(), stop.clone()));

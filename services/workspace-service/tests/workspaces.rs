@@ -132,7 +132,7 @@ async fn a_tree_is_prepared_shown_exported_and_removed() {
     assert_eq!((shown.vm, shown.generation, shown.bytes), (lab.id("web"), Some(id), 6));
     assert_eq!((json!(shown.about), shown.exported_at), (about, None));
     assert_eq!(lab.call::<Get>(json!({ "vm": lab.id("web"), "path": "/srv/app/." })).await.unwrap(), shown);
-    assert_eq!(listed(&lab).await, [shown.clone()]);
+    assert_eq!(listed(&lab).await, std::slice::from_ref(&shown));
 
     let (_, changes) = export(&lab, "web", json!({})).await;
     assert_eq!(changes, b"a tree");
@@ -279,12 +279,17 @@ async fn a_host_that_is_silent_for_too_long_ends_a_transfer_and_one_that_comes_b
     let away = || Some(ApiError::unavailable("the agent is away"));
     let held = Held::begun(&lab, "web").await;
     lab.agent.transfers.refuse(web, away());
+    wait_until("the undo", BOUND, async || {
+        let operation = lab.call::<contract::operation::Get>(json!({ "id": held.id })).await.ok()?;
+        (operation.phase == "undo").then_some(())
+    })
+    .await;
+    // What the host could not be told is tried again until it is back.
+    lab.agent.transfers.refuse(web, None);
     let error = failed(&lab, held.id).await;
     assert_eq!(error.code, ErrorCode::DeadlineExceeded);
     assert!(error.message.contains("host of VM web was silent for 2 s"), "{}", error.message);
-    // What the host could not be told is owed, and done when it is back.
-    lab.agent.transfers.refuse(web, None);
-    wait_until("the abort", BOUND, async || (lab.agent.transfers.aborted() == [held.id]).then_some(())).await;
+    assert_eq!(lab.agent.transfers.aborted(), [held.id]);
     let held = Held::begun(&lab, "web").await;
     lab.agent.transfers.refuse(web, away());
     let (id, before) = (held.id, lab.agent.transfers.refused());
@@ -391,7 +396,10 @@ async fn replica(lab: &Lab, fault: &str, mark: &Path) -> tokio::process::Child {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    wait_until("the service", BOUND, async || lab.call::<List>(json!({})).await.ok()).await;
+    // NATS may not have noticed yet that the one before is dead, and give it the question.
+    let options = || bus::CallOptions { timeout: Some(Duration::from_secs(1)), ..Default::default() };
+    let request = contract::worktree::ListRequest::default();
+    wait_until("the service", BOUND, async || lab.bus.call_with::<List>(&request, options()).await.ok()).await;
     child
 }
 

@@ -7,4 +7,4 @@ mod pack;
 mod unpack;
 
 pub use pack::pack;
-pub use unpack::{Owner, Place, PlaceError};
+pub use unpack::{Owner, Place, PlaceError, make_removable};

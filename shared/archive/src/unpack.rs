@@ -158,14 +158,14 @@ fn inside(path: &Path) -> io::Result<PathBuf> {
     Ok(inside)
 }
 
-/// Makes a hidden directory and what is in it removable, whatever modes came with the archive.
-fn make_writable(dir: &Path) {
+/// Makes a directory that was unpacked and what is in it removable, whatever modes came with the archive. Blocking.
+pub fn make_removable(dir: &Path) {
     let Ok(entries) = fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).and_then(|()| fs::read_dir(dir))
     else {
         return;
     };
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        make_writable(&entry.path());
+        make_removable(&entry.path());
     }
 }
 
@@ -188,7 +188,7 @@ impl Aside {
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        make_writable(&self.0);
+        make_removable(&self.0);
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!("{} stays behind: {error}", self.0.display());
         }

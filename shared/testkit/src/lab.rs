@@ -130,6 +130,7 @@ impl Lab {
             // A test's VMs ask nobody outside of it.
             ("WARREN_DNS_FORWARD".to_owned(), "none".to_owned()),
         ]);
+        env.insert("WARREN_GIT_CACHE".to_owned(), dir.path().join("fetched").display().to_string());
         env.extend(options.env);
         let mut lab = Self { postgres, nats, bins, dir, env, hosts, children: BTreeMap::new() };
         for service in SERVICES {

@@ -67,6 +67,11 @@ impl Layout {
         self.dir.join("client.toml")
     }
 
+    /// Where workspace-service keeps repositories that it fetched.
+    pub fn fetched(&self) -> PathBuf {
+        self.dir.join("fetched")
+    }
+
     /// Logs.
     pub fn logs(&self) -> PathBuf {
         self.dir.join("logs")

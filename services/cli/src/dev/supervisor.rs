@@ -218,6 +218,7 @@ impl Supervisor {
             env: vec![
                 ("WARREN_NATS_URL".to_owned(), self.plan.nats_url()),
                 ("WARREN_DATABASE_URL".to_owned(), self.plan.database_url(&self.layout)),
+                ("WARREN_GIT_CACHE".to_owned(), self.layout.fetched().display().to_string()),
             ],
             identity: None,
             stop: Signal::SIGTERM,

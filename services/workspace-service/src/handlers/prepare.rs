@@ -3,11 +3,7 @@
 use std::sync::Arc;
 
 use bus::RequestContext;
-use contract::{
-    ApiError, WorkspaceId, deadline,
-    operation::Operation,
-    worktree::{PrepareRequest, Source},
-};
+use contract::{ApiError, WorkspaceId, deadline, operation::Operation, worktree::PrepareRequest};
 use serde_json::json;
 
 use super::{
@@ -24,9 +20,6 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: PrepareRequ
     let prepare = PrepareRequest { path: place::path(&request.path)?, ..request };
     prepare.owner.as_deref().map_or(Ok(()), place::owner)?;
     source::check(&prepare.source)?;
-    if matches!(prepare.source, Source::Git { .. } | Source::Object(_)) {
-        return Err(ApiError::failed_precondition("this workspace-service takes trees from clients and hosts only"));
-    }
     let waiting = Waiting { wait: prepare.wait, timeout_ms: prepare.timeout_ms };
     let order = async {
         let vm = workspace::vm(&app, &prepare.vm).await?;

@@ -7,6 +7,7 @@ mod export;
 mod host;
 mod prepare;
 mod remove;
+mod serve;
 
 use std::time::Duration;
 
@@ -17,12 +18,13 @@ pub use host::Target;
 pub use prepare::{Prepare, PrepareCommand};
 pub use remove::{Remove, RemoveCommand, unknown};
 
-use crate::Config;
+use crate::{Config, served::Sources};
 
 /// Adds all kinds to an engine.
 pub fn register(engine: EngineBuilder, config: &Config) -> EngineBuilder {
     let patience: Duration = config.patience;
-    engine.kind(Prepare { patience }).kind(Export { patience }).kind(Remove { patience })
+    let sources = Sources::new(config.served.clone());
+    engine.kind(Prepare { patience, sources }).kind(Export { patience }).kind(Remove { patience })
 }
 
 /// What a worker is told whose lease ran out; nobody else ever reads it.

@@ -15,10 +15,12 @@ use serde_json::{Value, json};
 use super::{
     claim_lost,
     host::{self, Target},
+    serve::{Served, serve},
 };
 use crate::{
     db::workspace::{Prepared, Written, workspace_prepared, workspace_reserve, workspace_unreserve, workspaces_of},
     domain::place,
+    served::Sources,
 };
 
 /// How many workspaces one VM may have: enough for a tree of services, and few enough for one look at all of them.
@@ -28,6 +30,8 @@ const WORKSPACES_MAX: usize = 64;
 pub struct Prepare {
     /// How long its host may be silent.
     pub patience: Duration,
+    /// Where trees come from that nobody hands in.
+    pub sources: Sources,
 }
 
 /// The stored request.
@@ -137,9 +141,8 @@ impl Step<Prepare> for Begin {
         let from = match &order.prepare.source {
             Source::Upload { session, .. } => ImportFrom::Session(*session),
             Source::Host { path } => ImportFrom::Directory(path.clone()),
-            Source::Git { .. } | Source::Object(_) => {
-                return Err(StepError::permanent(ApiError::internal("such a source is not begun by a host")));
-            }
+            // Begun when it is fetched, by whoever sends it.
+            Source::Git { .. } | Source::Object(_) => return Ok(()),
         };
         let host = journal.host()?;
         let import = import_order(cx, order, cx.operation(), about(&order.prepare.source, host));
@@ -177,14 +180,20 @@ impl Step<Prepare> for Transfer {
         journal: &mut Journal,
     ) -> Result<(), StepError> {
         let host = journal.host()?;
-        let summary = host::watch(cx, &order.vm, host, kind.patience, cx.operation()).await?;
+        let source = &order.prepare.source;
+        let Served { transfer, about, summary } = if Sources::serves(source) {
+            serve(cx, kind, order, host).await?
+        } else {
+            let summary = host::watch(cx, &order.vm, host, kind.patience, cx.operation()).await?;
+            Served { transfer: cx.operation(), about: about(source, host), summary }
+        };
         runtime::fault::point("workspace.prepare/transfer/placed");
         let prepared = Prepared {
             vm: order.vm.id,
             path: &order.prepare.path,
             owner: order.prepare.owner.as_deref(),
-            about: &about(&order.prepare.source, host),
-            generation: cx.operation(),
+            about: &about,
+            generation: transfer,
             summary: &summary,
         };
         let mut client = cx.store().client().await?;
@@ -203,12 +212,12 @@ fn about(source: &Source, host: &HostId) -> About {
     match source {
         Source::Upload { about, .. } => about.clone(),
         Source::Host { path } => About { origin: format!("{host}:{path}"), ..About::default() },
-        Source::Git { url, .. } => About { origin: url.clone(), ..About::default() },
-        Source::Object(name) => About { origin: format!("object {name}"), ..About::default() },
+        Source::Git { .. } | Source::Object(_) => About::default(),
     }
 }
 
-fn import_order(cx: &Context, order: &PrepareCommand, transfer: OperationId, about: About) -> ImportOrder {
+/// What the guest is told.
+pub fn import_order(cx: &Context, order: &PrepareCommand, transfer: OperationId, about: About) -> ImportOrder {
     let prepare = &order.prepare;
     ImportOrder {
         operation: transfer,

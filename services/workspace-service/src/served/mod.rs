@@ -1,0 +1,129 @@
+//! A **served** tree: one that nobody hands in, so that this service fetches it and sends it itself: a commit of a git repository, or an
+//! archive of an object store.
+//!
+//! What is fetched lies in a cache directory ([`ServedConfig::cache`]): bare repositories below `remotes`, of which those that were used
+//! last stay, and what is being sent below `scratch`.
+
+mod cache;
+mod object;
+
+use std::{path::PathBuf, sync::Arc};
+
+use bus::Bus;
+use contract::{
+    ApiError,
+    worktree::{About, History, Source},
+};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tree::Tree;
+use worktree::{Captured, Checkout, Remote};
+
+pub use cache::{BYTES as CACHE_BYTES, sweep};
+
+/// How many trees one process fetches and sends at once: each has a git process or an archive to read, and a thread.
+const TURNS: usize = 4;
+
+/// How served trees are fetched.
+#[derive(Clone, Debug)]
+pub struct ServedConfig {
+    /// `WARREN_GIT_CACHE`: where fetched repositories are kept.
+    pub cache: PathBuf,
+    /// `WARREN_GIT_CACHE_SIZE`: how many bytes of them stay.
+    pub cache_bytes: u64,
+    /// `WARREN_GIT_ALLOW_FILE`: whether `file://` may name repositories of this machine.
+    pub allow_file: bool,
+    /// `WARREN_GIT_CREDENTIALS`: a file of git-credential-store(1).
+    pub credentials: Option<PathBuf>,
+}
+
+/// Fetches trees.
+pub struct Sources {
+    config: ServedConfig,
+    turns: Semaphore,
+}
+
+/// What was fetched, there for as long as this is.
+pub struct Fetched {
+    /// The files.
+    pub tree: Arc<Tree>,
+    /// What they were taken from.
+    pub about: About,
+    /// What was left out.
+    pub warnings: Vec<String>,
+    _files: Files,
+}
+
+/// Where the files lie that a tree names.
+#[expect(dead_code, reason = "held for as long as they are read")]
+enum Files {
+    Captured(Box<Captured>),
+    Unpacked(Unpacked),
+}
+
+/// A directory of unpacked files that goes with its scope, whatever modes they came with.
+struct Unpacked(TempDir);
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        archive::make_removable(self.0.path());
+    }
+}
+
+impl Sources {
+    /// None fetched yet.
+    pub fn new(config: ServedConfig) -> Self {
+        Self { config, turns: Semaphore::new(TURNS) }
+    }
+
+    /// Whether such a source is fetched here.
+    pub fn serves(source: &Source) -> bool {
+        matches!(source, Source::Git { .. } | Source::Object(_))
+    }
+
+    /// Waits for a turn; one tree may be fetched and sent while it is held.
+    pub async fn turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
+    }
+
+    /// Fetches a tree.
+    ///
+    /// # Errors
+    /// It is not there, may not be read, or is too large; this machine lacks git, or room.
+    pub async fn fetch(&self, bus: &Bus, source: &Source) -> Result<Fetched, ApiError> {
+        match source {
+            Source::Git { url, reference, history } => self.git(url, reference.as_deref(), *history).await,
+            Source::Object(name) => object::fetch(bus, name, &self.config.cache).await,
+            Source::Upload { .. } | Source::Host { .. } => {
+                Err(ApiError::internal("such a source is not fetched by workspace-service"))
+            }
+        }
+    }
+
+    async fn git(&self, url: &str, reference: Option<&str>, history: History) -> Result<Fetched, ApiError> {
+        let remote = Remote {
+            cache: self.config.cache.clone(),
+            url: url.to_owned(),
+            allow_file: self.config.allow_file,
+            credentials: self.config.credentials.clone(),
+        };
+        let checkout = Checkout { reference: reference.map(str::to_owned), history };
+        let (cache, bytes) = (self.config.cache.clone(), self.config.cache_bytes);
+        let fetching = tokio::task::spawn_blocking(move || {
+            let captured = {
+                let _use = cache::used(&cache)?;
+                remote.capture(&checkout)?
+            };
+            cache::evict(&cache, bytes);
+            Ok::<_, ApiError>(captured)
+        });
+        let fetched = fetching.await.map_err(|error| ApiError::internal(format!("fetching failed: {error}")))?;
+        let mut captured = fetched?;
+        Ok(Fetched {
+            tree: Arc::new(std::mem::take(&mut captured.tree)),
+            about: captured.about.clone(),
+            warnings: std::mem::take(&mut captured.warnings),
+            _files: Files::Captured(Box::new(captured)),
+        })
+    }
+}
