@@ -275,6 +275,30 @@ async fn a_cancel_calls_the_creates_off_and_a_repeated_key_is_the_same_operation
 }
 
 #[tokio::test]
+async fn a_late_repeat_of_what_had_nothing_to_do_does_nothing() {
+    let lab = Lab::start().await;
+    lab.host("h1", roomy()).await;
+    let nothing = json!({ "lab": "shop" });
+    let first = lab.call::<lab::Down>(nothing.clone(), Some("d")).await.unwrap();
+    assert!(first.vms.is_empty());
+    let ended = lab.ended(first.operation.as_ref().unwrap().id).await;
+    assert_eq!((ended.state, ended.error), (OperationState::Succeeded, None));
+    up(&lab, shop()).await.unwrap();
+    let late = lab.call::<lab::Down>(nothing, Some("d")).await.unwrap();
+    assert_eq!(late.operation.unwrap().id, ended.id);
+    assert_eq!(lab.count("select count(*) from vm.vm").await, 4);
+
+    let idle = lab.call::<lab::Up>(shop(), Some("u")).await.unwrap();
+    assert!(idle.plan.is_idle() && idle.plan.unchanged.len() == 4, "{idle:?}");
+    let ended = lab.ended(idle.operation.unwrap().id).await;
+    assert_eq!(ended.state, OperationState::Succeeded);
+    down(&lab, "shop").await.unwrap();
+    let late = lab.call::<lab::Up>(shop(), Some("u")).await.unwrap();
+    assert_eq!(late.operation.unwrap().id, ended.id);
+    assert_eq!(lab.count("select count(*) from vm.vm").await, 0);
+}
+
+#[tokio::test]
 async fn a_delete_of_a_vm_whose_turn_has_not_come_waits_behind_its_create() {
     let lab = Lab::start().await;
     let agent = lab.host("h1", roomy()).await;

@@ -61,7 +61,8 @@ pub async fn up(app: Arc<App>, context: RequestContext, request: LabUpRequest) -
         planned => {
             let plan = planned?;
             plan::refuse(&request.lab, &plan)?;
-            if plan.is_idle() {
+            // With a key it is recorded that there was nothing to do, so that a late repeat does nothing either.
+            if plan.is_idle() && context.request_key.is_none() {
                 return Ok(LabUpReply { plan, operation: None });
             }
             plan
@@ -110,7 +111,8 @@ async fn busy(client: &store::Client, lab: &LabName) -> Result<bool, ApiError> {
     Ok(running.is_some() || !queued.is_empty())
 }
 
-/// Tells who goes, and accepts the operation that takes a lab down. One that is not there is down already.
+/// Tells who goes, and accepts the operation that takes a lab down. One that is not there is down already, which is recorded for a
+/// request with a key.
 pub async fn down(app: Arc<App>, context: RequestContext, request: LabDownRequest) -> Result<LabDownReply, ApiError> {
     spec::timeout(request.timeout_ms)?;
     let (wait, timeout_ms) = (request.wait, request.timeout_ms);
@@ -127,7 +129,9 @@ pub async fn down(app: Arc<App>, context: RequestContext, request: LabDownReques
             let operation = answer(&app.submitter, earlier, wait, timeout_ms).await?;
             return Ok(LabDownReply { vms: order.vms, operation: Some(operation) });
         }
-        None if present.is_empty() && !busy => return Ok(LabDownReply { vms: Vec::new(), operation: None }),
+        None if present.is_empty() && !busy && context.request_key.is_none() => {
+            return Ok(LabDownReply { vms: Vec::new(), operation: None });
+        }
         None => {
             if !busy {
                 down::going(&present, request.stop)?;

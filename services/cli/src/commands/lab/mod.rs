@@ -124,6 +124,9 @@ async fn down(global: &Global, format: Format, request: LabDownRequest, no_wait:
     };
     wait::settle(&client, operation, format, no_wait, async |operation| {
         let vms = operation.result.as_ref().and_then(|result| result["vms"].as_array().cloned()).unwrap_or_default();
+        if vms.is_empty() {
+            return output::text(&format!("lab {lab} has no VMs\n"));
+        }
         let names = vms.iter().filter_map(|vm| vm.as_str());
         let lines: String = names.map(|name| format!("{} {what}\n", output::clean(name))).collect();
         output::text(&format!("{lines}lab {lab} {what}\n"))
