@@ -277,7 +277,7 @@ async fn a_cancel_calls_the_creates_off_and_a_repeated_key_is_the_same_operation
 #[tokio::test]
 async fn a_late_repeat_of_what_had_nothing_to_do_does_nothing() {
     let lab = Lab::start().await;
-    lab.host("h1", roomy()).await;
+    let _agent = lab.host("h1", roomy()).await;
     let nothing = json!({ "lab": "shop" });
     let first = lab.call::<lab::Down>(nothing.clone(), Some("d")).await.unwrap();
     assert!(first.vms.is_empty());
