@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use exec::{ExecArgs, JobCommand, without_exec};
 pub use lab::LabCommand;
 pub use vm::{CreateArgs, FeatureArgs, PostmortemArgs, SetArgs, TopArgs, VmCommand, Which};
 
 use crate::{dev::args::DevCommand, output::Format};
 
+mod exec;
 mod lab;
 mod vm;
 
@@ -78,6 +80,12 @@ pub enum Command {
     PortForward(PortForwardArgs),
     /// Run a command in a VM without ssh and without its network
     Exec(ExecArgs),
+    /// Commands that run in a VM whoever started them: list, attach, logs, kill (also as `warren exec ls …`)
+    Job {
+        #[command(subcommand)]
+        /// Which.
+        command: JobCommand,
+    },
     /// Operations: list, show, wait, watch, cancel
     Op {
         #[command(subcommand)]
@@ -249,31 +257,6 @@ pub struct PortForwardArgs {
     /// Connect to this host as the VM knows it, instead of to the VM itself
     #[arg(long, value_name = "HOST")]
     pub to: Option<String>,
-}
-
-/// `warren exec`
-#[derive(Debug, Args)]
-pub struct ExecArgs {
-    /// Name or id of the VM
-    pub vm: String,
-    /// Pass standard input on to the command
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// An environment variable; may be repeated
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Working directory
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User name or uid[:gid]; root when left out
-    #[arg(short, long)]
-    pub user: Option<String>,
-    /// The program and its arguments
-    #[arg(last = true, required = true)]
-    pub command: Vec<String>,
 }
 
 /// `warren op …`

@@ -31,7 +31,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Parses the arguments, runs the command and gives its exit code.
 pub fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().collect();
+    let arguments = args::without_exec(std::env::args_os().collect());
     let matches = match Cli::command().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => return usage(&error, Format::guess(&arguments)),
@@ -105,7 +105,8 @@ async fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Lab { command } => commands::lab::run(&global, format, command).await,
         Command::Host { command } => commands::host::run(&global, format, command).await,
         Command::Op { command } => commands::operation::run(&global, format, command).await,
-        Command::Exec(args) => commands::exec::run(&global, args).await,
+        Command::Exec(args) => commands::exec::run(&global, format, args).await,
+        Command::Job { command } => commands::job::run(&global, format, command).await,
         Command::Cp(args) => commands::cp::run(&global, args).await,
         Command::PortForward(args) => commands::port_forward::run(&global, args).await,
         Command::SshConfig(args) => commands::ssh_config::run(&global, &args).await,

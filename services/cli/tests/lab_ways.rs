@@ -38,13 +38,15 @@ fn run(lab: &Lab, program: &str, arguments: &[&str], stdin: &[u8]) -> std::proce
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_ports_and_plain_ssh_lead_into_a_vm() {
-    let Some(lab) = lab_or_skip(LabOptions::default()).await else { return };
+    let Some(mut lab) = lab_or_skip(LabOptions::default()).await else { return };
     let layout = busybox_layout(&lab.scratch());
     lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
     lab.must(&["vm", "create", "web", "--image", "bb", "--memory", "128M", "--disk", "256M"]).await;
     files(&lab).await;
     ports(&lab).await;
+    jobs(&mut lab).await;
     plain_ssh(&lab).await;
+    agent_killed(&lab).await;
     lab.must(&["vm", "stop", "web"]).await;
     refused(&lab, &["cp", "web:/etc", "/nowhere/x"], "invalid_argument", 2).await;
     refused(&lab, &["cp", "web:/etc", "-"], "failed_precondition", 5).await;
@@ -135,6 +137,72 @@ async fn ports(lab: &Lab) {
         .unwrap();
     assert_eq!(forward.wait().unwrap().code(), Some(130));
     refused(lab, &["port-forward", "none", "0:7"], "not_found", 3).await;
+}
+
+/// Waits until the list of jobs says so of one.
+async fn job_is(lab: &Lab, job: &str, state: &str) -> serde_json::Value {
+    testkit::wait_until("the job's state", BOUND, async || {
+        let listed: serde_json::Value =
+            serde_json::from_str(&lab.must(&["-o", "json", "exec", "ls", "web"]).await).unwrap();
+        let mut jobs = listed["jobs"].as_array().unwrap().iter();
+        jobs.find(|known| known["name"] == job && known["state"] == state).cloned()
+    })
+    .await
+}
+
+async fn jobs(lab: &mut Lab) {
+    let late = lab.warren(&["exec", "--timeout", "1s", "web", "--", "sleep", "1000"]).await;
+    assert_eq!(late.status.code(), Some(124));
+    assert!(String::from_utf8_lossy(&late.stderr).contains("did not end within 1s"));
+
+    // Detached: it runs on over a restart of the host-agent, and is read and ended by who comes later.
+    let script = "trap 'echo told; exit 9' TERM; n=0; while :; do echo $n; n=$((n+1)); sleep 0.2; done";
+    let job = lab.must(&["exec", "-d", "web", "--", "sh", "-c", script]).await.trim().to_owned();
+    let host = lab.hosts()[0].clone();
+    lab.kill(&host);
+    lab.start_process(&host, &[]);
+    lab.wait_ready().await;
+    let said = job_is(lab, &job, "running").await["output_bytes"].as_u64().unwrap();
+    testkit::wait_until("more output", BOUND, async || {
+        (job_is(lab, &job, "running").await["output_bytes"].as_u64().unwrap() > said).then_some(())
+    })
+    .await;
+    assert!(lab.must(&["exec", "logs", "web", &job]).await.starts_with("0\n1\n2\n"));
+    let mut attached = lab.spawn(&["exec", "attach", "web", &job, "--no-stdin"]);
+    job_is(lab, &job, "running").await;
+    lab.must(&["exec", "kill", "web", &job]).await;
+    assert_eq!(attached.wait().await.unwrap().code(), Some(9));
+    let again = lab.warren(&["exec", "attach", "web", &job]).await;
+    assert_eq!(again.status.code(), Some(9));
+    assert!(String::from_utf8_lossy(&again.stdout).ends_with("told\n"));
+    refused(lab, &["exec", "kill", "web", &job], "failed_precondition", 5).await;
+    refused(lab, &["exec", "attach", "web", "none"], "not_found", 3).await;
+    refused(lab, &["exec", "-d", "web", "--", "no-such-program"], "failed_precondition", 5).await;
+
+    // Named: its client is killed, and the next one takes over where it was, terminal included.
+    let mut client = lab.spawn(&["exec", "-i", "--name", "talk", "web", "--", "sh", "-c", "echo up; read x; echo =$x"]);
+    job_is(lab, "talk", "running").await;
+    client.kill().await.unwrap();
+    let output = run(lab, &lab.binary("warren"), &["exec", "attach", "web", "talk"], b"word\n").stdout;
+    assert_eq!(String::from_utf8_lossy(&output), "up\n=word\n");
+}
+
+/// Root of a VM kills guest-agent: sessions end with an error, jobs are told to be lost, and a new agent serves on.
+async fn agent_killed(lab: &Lab) {
+    lab.must(&["exec", "-d", "--name", "doomed", "web", "--", "sleep", "1000"]).await;
+    // The agent's command line begins with an @; process 1's does not.
+    let kill = "kill -9 $(grep -l '^@' /proc/[0-9]*/cmdline | cut -d/ -f3); sleep 1000";
+    let killer = lab.warren(&["exec", "web", "--", "sh", "-c", kill]).await;
+    let said = String::from_utf8_lossy(&killer.stderr).into_owned();
+    assert_eq!(killer.status.code(), Some(9), "{said}");
+    assert!(said.contains("lost before it ended"), "{said}");
+    assert_eq!(guest(lab, "echo back").await, "back");
+    let lost = job_is(lab, "doomed", "lost").await;
+    assert!(lost["message"].as_str().unwrap().contains("guest-agent was ended"), "{lost}");
+    testkit::wait_until("the end of what it ran", BOUND, async || {
+        (guest(lab, "pidof sleep || true").await == "").then_some(())
+    })
+    .await;
 }
 
 /// With the printed configuration alone, ssh and scp know the VM and its key; another key of that name is refused.

@@ -1,63 +1,87 @@
-//! Exec: a process whose streams are frames ([`contract::frame`]) on a stream of the channel.
+//! Exec: a command for the host, whose streams are frames ([`contract::frame`]) on a stream of the channel.
 //!
-//! Output waits for the host to take it (the stream's window), input for the process to read it; neither holds
-//! up the other. A host that closes its sending half has sent all of its input; one that drops the stream has gone,
-//! and the process is ended: SIGHUP, then SIGKILL.
+//! It is a job ([`crate::jobs`]) with the stream attached. A host that closes its sending half has sent all of its input; one that
+//! drops the stream has gone, and unless the command is kept it is ended: SIGHUP, then SIGKILL.
 
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
-use bytes::{Bytes, BytesMut};
 use contract::{
     ApiError,
     frame::{Exit, Frame},
     guest::Reply,
+    job::Attach,
     workspace::Command,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::mpsc,
-};
+use tokio::io::AsyncWriteExt;
 
 use crate::{
     agent::{MuxStream, Shared},
-    process::{Control, Environment, Input, Job, Launch, LaunchError, Output, Program, user},
+    jobs::{self, Attachment, Refused},
+    process::{Environment, Launch, LaunchError, Program, user},
 };
 
-/// How many frames of input may wait for the process, each of at most 64 KiB.
-const INPUT_QUEUE: usize = 2;
 /// What an end of file is on a terminal (^D).
 pub const END_OF_TRANSMISSION: &[u8] = b"\x04";
 
-/// Runs a command for the host.
+/// Runs a command for the host, which is attached to it.
 pub async fn serve(mut stream: MuxStream, command: &Command, shared: &Shared) {
-    let launch = match prepare(command, &shared.settings.image.env) {
-        Ok(launch) => launch,
-        Err(error) => {
-            stream.write_reply(&Reply::Error(error)).await.unwrap_or_default();
-            return stream.shutdown().await.unwrap_or_default();
+    let started = if command.detach {
+        Err(Refused::Request(ApiError::invalid_argument("`detach` has no stream: start it as a job")))
+    } else {
+        shared.jobs.start(command, &shared.settings.image.env)
+    };
+    match started {
+        Ok(entry) => {
+            let attachment = Attachment::new(&entry, true, true, None, true);
+            if stream.write_reply(&Reply::Ok).await.is_ok() {
+                jobs::serve(stream, attachment).await;
+            }
         }
-    };
-    if stream.write_reply(&Reply::Ok).await.is_err() {
-        return;
-    }
-    let started = launch.and_then(|launch| match command.tty {
-        Some(size) => Job::start_in_terminal(&launch, size, |_| {}),
-        None => Job::start(&launch),
-    });
-    let exit = match started {
-        Ok(job) => match carry(&stream, job).await {
-            Some(status) => Exit { code: exit_code(status), message: None },
-            None => return,
-        },
-        Err(error) => Exit { code: error.exit_code(), message: Some(crate::boot::chain(&error)) },
-    };
-    if send(&mut stream, &Frame::Exit(exit)).await.is_ok() {
-        stream.shutdown().await.unwrap_or_default();
+        Err(Refused::Request(error)) => {
+            stream.write_reply(&Reply::Error(error)).await.unwrap_or_default();
+            stream.shutdown().await.unwrap_or_default();
+        }
+        Err(Refused::Launch(error)) => {
+            let exit = Exit { code: error.exit_code(), message: Some(crate::boot::chain(&error)) };
+            if stream.write_reply(&Reply::Ok).await.is_ok() && jobs::send(&mut stream, &Frame::Exit(exit)).await.is_ok()
+            {
+                stream.shutdown().await.unwrap_or_default();
+            }
+        }
     }
 }
 
-/// What to run. The outer error refuses the request; the inner one is the process' own failure to start.
-fn prepare(command: &Command, image: &[String]) -> Result<Result<Launch, LaunchError>, ApiError> {
+/// Attaches the host to a command that was started before.
+pub async fn attach(mut stream: MuxStream, wanted: &Attach, shared: &Shared) {
+    let found = shared.jobs.find(&wanted.job).and_then(|entry| {
+        if wanted.write && !entry.about.kept && entry.runs() {
+            return Err(ApiError::failed_precondition(format!("the job {} is whoever's who runs it", wanted.job))
+                .hint("listen to it with `warren exec logs --follow`"));
+        }
+        Ok(entry)
+    });
+    match found {
+        Ok(entry) => {
+            let attachment = Attachment::new(&entry, wanted.write, wanted.follow, wanted.tail_bytes, false);
+            if let (true, Some(size), Some(control)) = (wanted.write, wanted.size, entry.control()) {
+                control.resize(size);
+            }
+            if stream.write_reply(&Reply::Ok).await.is_ok() {
+                jobs::serve(stream, attachment).await;
+            }
+        }
+        Err(error) => {
+            stream.write_reply(&Reply::Error(error)).await.unwrap_or_default();
+            stream.shutdown().await.unwrap_or_default();
+        }
+    }
+}
+
+/// What to run. The inner error is the process' own failure to start.
+///
+/// # Errors
+/// The request is refused.
+pub fn prepare(command: &Command, image: &[String]) -> Result<Result<Launch, LaunchError>, ApiError> {
     let Some(name) = command.argv.first() else {
         return Err(ApiError::invalid_argument("argv is empty").hint("name a program to run"));
     };
@@ -86,86 +110,6 @@ fn prepare(command: &Command, image: &[String]) -> Result<Result<Launch, LaunchE
 /// A home directory, or `/` where it does not exist.
 pub fn home(home: &str) -> String {
     if std::path::Path::new(home).is_dir() { home.to_owned() } else { "/".to_owned() }
-}
-
-/// Carries a job's streams; nothing when the host has gone.
-async fn carry(stream: &MuxStream, mut job: Job) -> Option<ExitStatus> {
-    let (input, control) = (job.take_input(), job.control());
-    let (queue, queued) = mpsc::channel(INPUT_QUEUE);
-    let mut writer = stream.clone();
-    let output = async {
-        while let Some(output) = job.next_output().await {
-            let frame = match output {
-                Output::Stdout(bytes) => Frame::Stdout(bytes.into()),
-                Output::Stderr(bytes) => Frame::Stderr(bytes.into()),
-            };
-            send(&mut writer, &frame).await.ok()?;
-        }
-        Some(job.status().await)
-    };
-    let ended = tokio::select! {
-        ended = output => ended,
-        () = receive(stream.clone(), control.clone(), queue) => None,
-        () = feed(input, queued, control.has_terminal()) => None,
-        () = stream.closed() => None,
-    };
-    if ended.is_none() {
-        job.hang_up().await;
-    }
-    ended
-}
-
-async fn send(stream: &mut MuxStream, frame: &Frame) -> std::io::Result<()> {
-    let mut bytes = BytesMut::new();
-    frame.encode(&mut bytes);
-    stream.write_all(&bytes).await?;
-    stream.flush().await
-}
-
-/// Takes the host's frames until it sends something wrong. An end of the stream is the end of input, and then waits.
-async fn receive(mut stream: MuxStream, control: Control, queue: mpsc::Sender<Bytes>) {
-    let mut queue = Some(queue);
-    let mut buffer = BytesMut::with_capacity(16 * 1024);
-    loop {
-        loop {
-            match Frame::decode(&mut buffer) {
-                Ok(Some(Frame::Stdin(bytes))) if bytes.is_empty() => queue = None,
-                Ok(Some(Frame::Stdin(bytes))) => {
-                    if let Some(queue) = &queue {
-                        queue.send(bytes).await.unwrap_or_default();
-                    }
-                }
-                Ok(Some(Frame::Resize(size))) => control.resize(size),
-                Ok(Some(Frame::Signal(number))) => control.signal(i32::from(number)),
-                Ok(None) => break,
-                Ok(Some(_)) => return tracing::debug!("an exec stream sent a frame that is not a client's"),
-                Err(error) => return tracing::debug!("an exec stream sent garbage: {error}"),
-            }
-        }
-        match stream.read_buf(&mut buffer).await {
-            Ok(length) if length > 0 => {}
-            _ => {
-                drop(queue);
-                // Only a half has ended; whether the whole has is watched elsewhere.
-                return std::future::pending().await;
-            }
-        }
-    }
-}
-
-/// Writes queued input to the process. Ends never: the process' end is what counts.
-async fn feed(input: Option<Input>, mut queued: mpsc::Receiver<Bytes>, terminal: bool) {
-    if let Some(mut input) = input {
-        let mut open = true;
-        while let Some(bytes) = queued.recv().await {
-            // A process that does not read any more gets nothing more, and loses nothing it wants.
-            open = open && input.write_all(&bytes).await.is_ok() && input.flush().await.is_ok();
-        }
-        if open && terminal {
-            input.write_all(END_OF_TRANSMISSION).await.unwrap_or_default();
-        }
-    }
-    std::future::pending().await
 }
 
 /// The exit code as a shell would give it.

@@ -122,6 +122,19 @@ fn prepare(
     Ok((deps, qemu.name()))
 }
 
+/// Serves one command by a method of something shared.
+macro_rules! command {
+    ($service:expr, $host:expr, $verb:ty, $shared:expr, |$it:ident, $request:ident| $call:expr) => {{
+        let shared = $shared.clone();
+        $service
+            .serve_agent::<$verb, _>($host, move |_, $request| {
+                let $it = shared.clone();
+                async move { $call }
+            })
+            .await?;
+    }};
+}
+
 /// Serves every command to this host.
 async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<Service> {
     let service = bus.service("host-agent", env!("CARGO_PKG_VERSION"), &format!("everything on host {host}")).await?;
@@ -139,21 +152,9 @@ async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<Servi
             handlers::guest::open(wire.clone(), all.clone(), request)
         })
         .await?;
+    command!(service, host, agent::GuestJobs, vms, |vms, request| handlers::guest::jobs(vms, request).await);
     service.ready().await?;
     Ok(service)
-}
-
-/// Serves one command by a method of something shared.
-macro_rules! command {
-    ($service:expr, $host:expr, $verb:ty, $shared:expr, |$it:ident, $request:ident| $call:expr) => {{
-        let shared = $shared.clone();
-        $service
-            .serve_agent::<$verb, _>($host, move |_, $request| {
-                let $it = shared.clone();
-                async move { $call }
-            })
-            .await?;
-    }};
 }
 
 async fn serve_images(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<()> {

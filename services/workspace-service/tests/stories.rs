@@ -6,8 +6,9 @@ use bus::ByteStream;
 use common::{BOUND, Lab, call, exec};
 use contract::{
     ErrorCode, SessionId,
+    job::JobAsk,
     vm::VmState,
-    workspace::{EXEC_OUTPUT_MAX, Exec, Open, SessionKind},
+    workspace::{EXEC_OUTPUT_MAX, Exec, KillJob, ListJobs, Open, SessionKind},
 };
 use serde_json::json;
 use testkit::wait_until;
@@ -187,4 +188,48 @@ async fn a_command_outlives_a_restart_of_nats() {
     lab.agent.release.notify_one();
     let reply = held.await.unwrap().unwrap();
     assert_eq!((reply.exit_code, reply.stdout.as_str()), (0, "held\n"));
+}
+
+#[tokio::test]
+async fn a_detached_command_is_a_job_that_is_listed_and_told_to_end() {
+    let lab = Lab::start().await;
+    let detached = json!({ "vm": "web", "command": { "argv": ["make"], "detach": true, "timeout_ms": 60_000 } });
+    let reply = call::<Exec>(&lab.bus, detached).await.unwrap();
+    let job = reply.job.expect("the job's name");
+    assert_eq!((reply.exit_code, job.as_str().len()), (0, 8));
+    let list = lab.call::<ListJobs>(json!({ "vm": "web" })).await.unwrap();
+    assert_eq!(list.jobs[0].name.as_str(), "build");
+    let killed = lab.call::<KillJob>(json!({ "vm": "web", "job": "build", "signal": "SIGINT" })).await.unwrap();
+    assert_eq!(killed.name.as_str(), "build");
+    lab.call::<KillJob>(json!({ "vm": "web", "job": "build" })).await.unwrap();
+    let asks = lab.agent.asks();
+    let JobAsk::Start(command) = &asks[0] else { panic!("{asks:?}") };
+    assert_eq!((command.job.as_ref(), command.detach, command.timeout_ms), (Some(&job), true, Some(60_000)));
+    let signal = |number| JobAsk::Signal { job: "build".parse().unwrap(), number };
+    assert_eq!(asks[1..], [JobAsk::List {}, signal(2), signal(15)]);
+
+    lab.put("off", VmState::Stopped, "h1");
+    lab.put("far", VmState::Running, "h2");
+    for (vm, code) in
+        [("off", ErrorCode::FailedPrecondition), ("far", ErrorCode::Unavailable), ("nope", ErrorCode::NotFound)]
+    {
+        assert_eq!(lab.call::<ListJobs>(json!({ "vm": vm })).await.unwrap_err().code, code, "{vm}");
+    }
+    let kill = |job: &str, signal: &str| json!({ "vm": "web", "job": job, "signal": signal });
+    assert_eq!(lab.call::<KillJob>(kill("none", "TERM")).await.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(lab.call::<KillJob>(kill("build", "NOPE")).await.unwrap_err().code, ErrorCode::InvalidArgument);
+    for (command, stdin, word) in [
+        (json!({ "argv": ["x"], "detach": true }), "text", "standard input"),
+        (json!({ "argv": ["x"], "open_stdin": true }), "", "open_stdin"),
+        (json!({ "argv": ["x"], "timeout_ms": 0 }), "", "timeout_ms"),
+    ] {
+        let request = json!({ "vm": "web", "command": command, "stdin": stdin });
+        let error = call::<Exec>(&lab.bus, request).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
+        assert!(error.message.contains(word), "{}", error.message);
+    }
+    let session = SessionId::new();
+    let kind = json!({ "exec": { "argv": ["x"], "detach": true } });
+    let error = lab.call::<Open>(json!({ "vm": "web", "session": session, "kind": kind })).await.unwrap_err();
+    assert!(error.message.contains("no stream"), "{}", error.message);
 }

@@ -20,6 +20,7 @@ use crate::{
     host::Empty,
     id::{ImageId, OperationId, SessionId, VmId},
     image::{ImageConfig, ImageSource},
+    job,
     name::VmName,
     operation::Progress,
     postmortem::{Evidence, EvidenceRequest},
@@ -407,4 +408,6 @@ agent_verbs! {
     VmList = "vm.list", deadline::QUICK, Empty => Observations;
     /// Opens a byte stream into a guest, or onto its console log.
     GuestOpen = "guest.open", deadline::QUICK, OpenRequest => Empty;
+    /// Lists, starts or signals the commands of a guest.
+    GuestJobs = "guest.jobs", deadline::QUICK, job::AskRequest => job::Jobs;
 }

@@ -26,6 +26,10 @@ pub enum Frame {
     Signal(u8),
     /// Guest → client, last: how the process ended.
     Exit(Exit),
+    /// Guest → client, to who attaches to a job: so many bytes of output are remembered no more.
+    Missed(u64),
+    /// Guest → client, last: nothing more will come although the job goes on; why.
+    Left(String),
 }
 
 /// How a process ended.
@@ -74,6 +78,11 @@ impl Frame {
                 }
                 encode_one(5, &serde_json::to_vec(&exit).unwrap_or_default(), out);
             }
+            Self::Missed(bytes) => encode_one(6, &bytes.to_be_bytes(), out),
+            Self::Left(reason) => {
+                let reason: String = reason.chars().take(4096).collect();
+                encode_one(7, reason.as_bytes(), out);
+            }
         }
     }
 
@@ -107,6 +116,8 @@ impl Frame {
             }),
             4 if payload.len() == 1 => Self::Signal(payload[0]),
             5 => Self::Exit(serde_json::from_slice(&payload).map_err(|_| malformed)?),
+            6 => Self::Missed(u64::from_be_bytes(payload[..].try_into().map_err(|_| malformed)?)),
+            7 => Self::Left(String::from_utf8(payload.into()).map_err(|_| malformed)?),
             3 | 4 => return Err(malformed),
             other => return Err(FrameError::UnknownKind(other)),
         }))
@@ -153,6 +164,8 @@ mod tests {
         round_trip(Frame::Resize(TerminalSize { columns: 80, rows: 24 }));
         round_trip(Frame::Signal(15));
         round_trip(Frame::Exit(Exit { code: 130, message: Some("gone".into()) }));
+        round_trip(Frame::Missed(u64::MAX));
+        round_trip(Frame::Left("another has attached".into()));
     }
 
     #[test]

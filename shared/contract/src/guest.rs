@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::ApiError,
+    job::{Attach, Job, JobAsk},
     workspace::{Command, PackFiles, TcpTarget, UnpackFiles},
 };
 
@@ -36,6 +37,10 @@ pub enum Request {
     Ping,
     /// Runs a process; the stream then carries [`crate::frame`] frames.
     Exec(Command),
+    /// Joins a process that was started by `exec` or `jobs`; the stream then carries [`crate::frame`] frames.
+    Attach(Attach),
+    /// Lists, starts and signals jobs.
+    Jobs(JobAsk),
     /// Connects to guest-agent's ssh server, without a key; the stream then carries the SSH protocol.
     Ssh,
     /// Connects to a TCP port; the stream then carries its bytes.
@@ -48,7 +53,7 @@ pub enum Request {
     Clock(i64),
     /// The disk of the root filesystem has so many bytes now: grows the filesystem to it.
     Grow(u64),
-    /// How many are logged in to guest-agent's ssh server, over the network or the channel; a guest of an older version
+    /// How many are logged in to guest-agent's ssh server, over the network or the channel, or run as kept jobs; a guest of an older version
     /// answers with an error.
     Sessions,
     /// Powers the guest off; answered before it begins.
@@ -63,6 +68,8 @@ pub enum Reply {
     Ready(GuestFacts),
     /// Answers [`Request::Sessions`].
     Sessions(u32),
+    /// Answers [`Request::Jobs`].
+    Jobs(Vec<Job>),
     /// Done, or connected.
     Ok,
     /// Refused or failed.

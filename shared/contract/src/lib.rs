@@ -20,6 +20,7 @@ pub mod host;
 pub mod id;
 pub mod idle;
 pub mod image;
+pub mod job;
 pub mod lab;
 pub mod label;
 pub mod many;

@@ -3,7 +3,14 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{deadline, host::Empty, id::SessionId, operation::default_wait_ms, verb::verbs};
+use crate::{
+    deadline,
+    host::Empty,
+    id::SessionId,
+    job::{self, Attach, Job, JobName, Jobs},
+    operation::default_wait_ms,
+    verb::verbs,
+};
 
 /// The most bytes of each output stream that [`Exec`] collects; a message holds 1 MiB.
 pub const EXEC_OUTPUT_MAX: usize = 256 * 1024;
@@ -26,6 +33,19 @@ pub struct Command {
     /// Give it a terminal of this size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<TerminalSize>,
+    /// How long it may run, in milliseconds, whoever is attached: then its process group is sent SIGTERM, and SIGKILL
+    /// [`job::TERM_GRACE`] later, and it ends with the code [`job::TIMED_OUT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Keep it as a job of this name: it runs on when whoever started it goes, and can be attached to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobName>,
+    /// Nobody is attached to it at first; it is kept, and gets a name where it has none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+    /// Where it is detached: its standard input stays open for who attaches, instead of being at its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open_stdin: bool,
 }
 
 /// A terminal's size.
@@ -101,6 +121,8 @@ pub struct UnpackFiles {
 pub enum SessionKind {
     /// A process in the guest; the stream carries [`crate::frame`] frames both ways.
     Exec(Command),
+    /// A command that runs already, or has ended and is still remembered; frames as of `exec`.
+    Attach(Attach),
     /// guest-agent's ssh server; the stream carries the SSH protocol. Who may open it is logged in
     /// without a key, because the bus has decided that already.
     Ssh {},
@@ -143,12 +165,13 @@ pub struct OpenRequest {
 pub struct ExecRequest {
     /// The VM's name or id.
     pub vm: String,
-    /// What to run; a terminal is refused here.
+    /// What to run; a terminal is refused here unless it is detached.
     pub command: Command,
-    /// Its standard input, as text.
+    /// Its standard input, as text; none where it is detached.
     #[serde(default)]
     pub stdin: String,
-    /// How long it may run, in milliseconds; then it is killed.
+    /// How long it may run, in milliseconds; then it is killed. One that is detached is bounded by the command's own
+    /// `timeout_ms` alone.
     #[serde(default = "default_wait_ms")]
     pub timeout_ms: u64,
 }
@@ -156,7 +179,7 @@ pub struct ExecRequest {
 /// What a collected command did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExecReply {
-    /// Its exit code; 128 + signal number where a signal ended it.
+    /// Its exit code; 128 + signal number where a signal ended it. 0 where it was detached and has not ended.
     pub exit_code: i32,
     /// Standard output; bytes that are not UTF-8 are replaced.
     pub stdout: String,
@@ -164,6 +187,9 @@ pub struct ExecReply {
     pub stderr: String,
     /// Whether output beyond [`EXEC_OUTPUT_MAX`] bytes a stream was dropped.
     pub truncated: bool,
+    /// The job it is, where it was detached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobName>,
 }
 
 verbs! {
@@ -171,4 +197,8 @@ verbs! {
     Open = "warren.workspace.open", false, deadline::QUICK, OpenRequest => Empty;
     /// Runs a command in a VM and collects what it prints.
     Exec = "warren.workspace.exec", false, deadline::WAITING, ExecRequest => ExecReply;
+    /// Lists the commands that run in a VM, and those that have ended and are still remembered.
+    ListJobs = "warren.workspace.jobs", false, deadline::QUICK, job::ListRequest => Jobs;
+    /// Sends a signal to the process group of a job.
+    KillJob = "warren.workspace.job_kill", false, deadline::QUICK, job::KillRequest => Job;
 }

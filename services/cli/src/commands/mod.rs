@@ -7,6 +7,7 @@ pub mod events;
 pub mod exec;
 pub mod host;
 pub mod image;
+pub mod job;
 pub mod lab;
 pub mod operation;
 pub mod port_forward;

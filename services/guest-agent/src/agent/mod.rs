@@ -19,10 +19,13 @@ use tokio::sync::watch;
 pub use service::answer;
 pub use stream::MuxStream;
 
-use crate::{boot::Booted, boot::Init, ssh, user_data};
+use crate::{boot::Booted, boot::Init, jobs::Jobs, ssh, user_data};
 
 /// How long to wait before the port is opened again after it could not be.
 const PORT_RETRY: Duration = Duration::from_millis(500);
+
+/// Where the agent writes down what runs, for the next one.
+const RECORDS: &str = "/run/warren/jobs";
 
 /// What every stream's task shares.
 pub struct Shared {
@@ -34,6 +37,8 @@ pub struct Shared {
     pub program: Arc<OwnedFd>,
     /// The ssh server, which streams may be connected to; nothing where the host key is unusable.
     pub ssh: Option<ssh::Server>,
+    /// Commands that run for the host, or did.
+    pub jobs: Arc<Jobs>,
     /// What is answered to `Ready`, from when it is true.
     pub facts: watch::Sender<Option<GuestFacts>>,
 }
@@ -70,6 +75,7 @@ async fn live(booted: &Booted, handed_over: &OwnedFd) -> std::io::Result<std::co
         init: booted.init.clone(),
         program,
         ssh,
+        jobs: Jobs::new(Some(RECORDS.into())),
         facts: watch::Sender::new(None),
     });
     let becoming = become_ready(Arc::clone(&shared), warnings, handed_over.as_fd().try_clone_to_owned()?);

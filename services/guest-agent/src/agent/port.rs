@@ -15,15 +15,24 @@ use std::{
 
 use contract::guest::PORT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, unix::AsyncFd};
 
 use super::{Shared, channel::Channel, mux};
 
 /// How often a port whose host is away is looked at.
 const AWAY: Duration = Duration::from_millis(25);
+/// How much of what is no yamux ends any conversation of an earlier agent: the rest of one frame's data, of which yamux sends
+/// 16 KiB at the most, and two headers.
+const INTERRUPTION: usize = 16 * 1024 + 2 * 12;
+/// How long a host may take to read it.
+const INTERRUPTION_WAIT: Duration = Duration::from_secs(2);
 
 /// The open port.
-pub struct Port(Arc<fs::File>);
+pub struct Port {
+    file: Arc<fs::File>,
+    /// The host, if one is there, has been told that a new agent has begun.
+    begun: bool,
+}
 
 impl Port {
     /// Finds the port by its name and opens it.
@@ -37,13 +46,24 @@ impl Port {
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(path)?;
-        Ok(Self(Arc::new(file)))
+        Ok(Self { file: Arc::new(file), begun: false })
+    }
+
+    /// An earlier agent of this VM may have been killed, of which its host sees nothing: the port's other end stays open, and
+    /// its sessions would wait for ever. Bytes that cannot be yamux end that conversation, and a host that waits for the
+    /// echo of its preamble drops them.
+    async fn begin(&mut self, port: &mut Connected) {
+        if !std::mem::replace(&mut self.begun, true) {
+            let interruption = vec![0xff; INTERRUPTION];
+            let told = tokio::time::timeout(INTERRUPTION_WAIT, port.write_all(&interruption)).await;
+            tracing::debug!(?told, "told the host that an agent begins");
+        }
     }
 
     /// Serves one host after the other, until the port itself fails.
     pub async fn serve(&mut self, shared: &Arc<Shared>) {
         loop {
-            match host_is_there(&self.0) {
+            match host_is_there(&self.file) {
                 Ok(true) => {}
                 Ok(false) => {
                     tokio::time::sleep(AWAY).await;
@@ -52,10 +72,12 @@ impl Port {
                 Err(error) => return tracing::error!("the channel's port failed: {error}"),
             }
             // Registered anew each time: tokio keeps a hang-up it has seen for the registration's life.
-            let mut channel = match Connected::new(Arc::clone(&self.0)) {
-                Ok(port) => Channel::new(port),
+            let mut port = match Connected::new(Arc::clone(&self.file)) {
+                Ok(port) => port,
                 Err(error) => return tracing::error!("the channel's port cannot be waited for: {error}"),
             };
+            self.begin(&mut port).await;
+            let mut channel = Channel::new(port);
             while let Ok(()) = mux::serve(&mut channel, shared).await {}
             tokio::time::sleep(AWAY).await;
         }

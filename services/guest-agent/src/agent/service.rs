@@ -34,10 +34,16 @@ pub async fn answer(mut stream: MuxStream, shared: &Arc<Shared>) {
         Request::Clock(nanoseconds) => finish(stream, set_clock(nanoseconds)).await,
         Request::Grow(bytes) => finish(stream, grow(bytes).await).await,
         Request::Sessions => {
-            let count = shared.ssh.as_ref().map_or(0, |server| server.logged_in());
-            finish(stream, Reply::Sessions(count)).await;
+            let people = shared.ssh.as_ref().map_or(0, |server| server.logged_in());
+            let jobs = u32::try_from(shared.jobs.running()).unwrap_or(u32::MAX);
+            finish(stream, Reply::Sessions(people.saturating_add(jobs))).await;
         }
         Request::Exec(command) => exec::serve(stream, &command, shared).await,
+        Request::Attach(wanted) => exec::attach(stream, &wanted, shared).await,
+        Request::Jobs(ask) => {
+            let jobs = shared.jobs.answer(ask, &shared.settings.image.env);
+            finish(stream, jobs.map_or_else(Reply::Error, Reply::Jobs)).await;
+        }
         Request::Tcp(target) => tcp::serve(stream, &target).await,
         Request::Pack(files) => files::pack(stream, files).await,
         Request::Unpack(files) => files::unpack(stream, files).await,

@@ -225,6 +225,17 @@ impl Control {
         }
     }
 
+    /// Sends a signal by number to the process group, and to the terminal's foreground group.
+    pub fn signal_all(&self, number: i32) {
+        self.signal(number);
+        Self { group: self.group, terminal: None }.signal(number);
+    }
+
+    /// The process group.
+    pub fn group(&self) -> Pid {
+        self.group
+    }
+
     /// Tells the terminal, where there is one, its new size.
     pub fn resize(&self, size: TerminalSize) {
         if let Some(Err(error)) = self.terminal.as_ref().map(|terminal| terminal.resize(size)) {

@@ -13,6 +13,7 @@ use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use guest_agent::{
     agent::{Shared, channel::Channel, mux},
     boot::Init,
+    jobs::Jobs,
     ssh,
 };
 use tokio::{
@@ -56,6 +57,7 @@ pub fn shared() -> Arc<Shared> {
         init: Init::GuestAgent,
         program: program(),
         ssh: Some(ssh),
+        jobs: Jobs::new(None),
         facts: watch::Sender::new(None),
     })
 }
@@ -178,6 +180,11 @@ pub struct Exec {
 }
 
 impl Exec {
+    /// Over a stream that was accepted.
+    pub fn over(stream: yamux::Stream) -> Self {
+        Self { stream, buffer: BytesMut::new() }
+    }
+
     /// Sends a frame.
     pub async fn send(&mut self, frame: Frame) {
         let mut bytes = BytesMut::new();

@@ -6,8 +6,9 @@ mod handshake;
 use std::{io, path::PathBuf, time::Duration};
 
 use contract::{
-    ApiError,
+    ApiError, ErrorCode,
     guest::{GuestFacts, MESSAGE_MAX, Reply, Request},
+    job::{Job, JobAsk},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -53,7 +54,7 @@ impl Guest {
         }
     }
 
-    /// How many are logged in to its ssh server.
+    /// How many are logged in to its ssh server or run as kept jobs.
     ///
     /// # Errors
     /// It does not answer, or is of a version that does not know.
@@ -65,24 +66,49 @@ impl Guest {
         }
     }
 
+    /// Lists, starts or signals the guest's jobs.
+    ///
+    /// # Errors
+    /// What the guest answered, or `unavailable` when it does not answer.
+    pub async fn jobs(&self, ask: JobAsk) -> Result<Vec<Job>, ApiError> {
+        match self.answer(&Request::Jobs(ask)).await?.1 {
+            Reply::Jobs(jobs) => Ok(jobs),
+            Reply::Error(error) => Err(of_an_older_guest(error)),
+            _ => Err(ApiError::internal("the guest gave an unexpected answer")),
+        }
+    }
+
     /// Asks the guest; the stream then carries what the request says.
     ///
     /// # Errors
     /// What the guest answered, or `unavailable` when it does not answer.
     pub async fn ask(&self, request: &Request) -> Result<GuestStream, ApiError> {
+        match self.answer(request).await? {
+            (stream, Reply::Ok) => Ok(stream),
+            (_, Reply::Error(error)) => Err(of_an_older_guest(error)),
+            _ => Err(ApiError::internal("the guest gave an unexpected answer")),
+        }
+    }
+
+    async fn answer(&self, request: &Request) -> Result<(GuestStream, Reply), ApiError> {
         let silent = || ApiError::unavailable("the guest does not answer").hint("`warren vm logs` shows its console");
         let stream = timeout(CONNECT, self.channel.open()).await.map_err(|_| silent())?;
         let mut stream = stream.map_err(|_| silent())?;
         match timeout(ANSWER, exchange(&mut stream, request)).await {
-            Ok(Ok(Reply::Ok)) => Ok(stream),
-            Ok(Ok(Reply::Error(error))) => Err(error),
-            Ok(Ok(Reply::Ready(_) | Reply::Sessions(_))) => {
-                Err(ApiError::internal("the guest gave an unexpected answer"))
-            }
+            Ok(Ok(reply)) => Ok((stream, reply)),
             Ok(Err(error)) => Err(ApiError::unavailable(format!("the guest's channel broke: {error}"))),
             Err(_) => Err(silent()),
         }
     }
+}
+
+/// What to do about a guest whose agent, which came with the VM's start, does not know the request.
+fn of_an_older_guest(error: ApiError) -> ApiError {
+    let older = error.code == ErrorCode::InvalidArgument && error.message.contains("does not understand the request");
+    if !older || error.hint.is_some() {
+        return error;
+    }
+    error.hint("the VM's guest-agent is older than its host's: `warren vm restart` gives it the present one")
 }
 
 /// Sends one request and reads its reply; the guest's lengths are bounded before they are believed.

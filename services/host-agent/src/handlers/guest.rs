@@ -8,6 +8,7 @@ use contract::{
     agent::{HostVmState, OpenRequest},
     guest::Request,
     host::Empty,
+    job::{AskRequest, Jobs},
     workspace::SessionKind,
 };
 use tokio::{
@@ -35,6 +36,7 @@ const COPY: usize = 32 * 1024;
 pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty, ApiError> {
     let wanted = match &request.kind {
         SessionKind::Exec(command) => Request::Exec(command.clone()),
+        SessionKind::Attach(attach) => Request::Attach(attach.clone()),
         SessionKind::Ssh {} => Request::Ssh,
         SessionKind::Tcp(target) => Request::Tcp(target.clone()),
         SessionKind::Pack(files) => Request::Pack(files.clone()),
@@ -61,6 +63,16 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
         carry(stream, inside, async move { drop(off.await) }).await;
     });
     Ok(Empty {})
+}
+
+/// Lists, starts or signals the jobs of a guest.
+///
+/// # Errors
+/// `not_found`, `failed_precondition` when the VM does not run, or what the guest answered.
+pub async fn jobs(vms: Arc<Vms>, request: AskRequest) -> Result<Jobs, ApiError> {
+    let (guest, _) = vms.guest(request.vm)?;
+    let _open = vms.session(request.vm);
+    Ok(Jobs { jobs: guest.jobs(request.ask).await? })
 }
 
 /// Connects to the serial console, which is the VMM's and needs no guest that answers.

@@ -14,6 +14,7 @@ pub fn check(vm: &Vm, kind: &SessionKind) -> Result<(), ApiError> {
     match kind {
         SessionKind::Logs { .. } => Ok(()),
         SessionKind::Exec(_)
+        | SessionKind::Attach(_)
         | SessionKind::Ssh {}
         | SessionKind::Tcp(_)
         | SessionKind::Pack(_)

@@ -1,6 +1,6 @@
 //! A **command** as it may be sent to a guest. What depends on the guest (its users, its programs) the guest checks.
 
-use contract::{ApiError, guest, workspace::Command};
+use contract::{ApiError, guest, job::TIMEOUT_MAX_MS, workspace::Command};
 
 /// Checks what needs no guest.
 ///
@@ -18,6 +18,14 @@ pub fn check(command: &Command) -> Result<(), ApiError> {
     if let Some(wrong) = command.env.iter().find(|pair| pair.find('=').is_none_or(|at| at == 0)) {
         let shown: String = wrong.chars().take(80).collect();
         return Err(ApiError::invalid_argument(format!("{shown:?} in `env` is not NAME=value")));
+    }
+    if let Some(limit) = command.timeout_ms.filter(|limit| !(1..=TIMEOUT_MAX_MS).contains(limit)) {
+        return Err(ApiError::invalid_argument(format!(
+            "the command's `timeout_ms` {limit} is not within 1 to {TIMEOUT_MAX_MS}"
+        )));
+    }
+    if command.open_stdin && !command.detach {
+        return Err(ApiError::invalid_argument("`open_stdin` is for a command that is detached"));
     }
     let request = serde_json::to_vec(&guest::Request::Exec(command.clone()));
     let length = request.map_err(|error| ApiError::internal(error.to_string()))?.len();

@@ -5,4 +5,5 @@ pub mod access;
 pub mod command;
 pub mod output;
 pub mod place;
+pub mod signal;
 pub mod source;

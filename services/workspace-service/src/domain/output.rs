@@ -30,6 +30,11 @@ impl Collected {
         self.dropped |= data.len() > room;
     }
 
+    /// Notes that something of it is gone.
+    pub fn miss(&mut self) {
+        self.dropped = true;
+    }
+
     /// Adds a line of the service's own, such as why a program could not be started.
     pub fn push_line(&mut self, line: &str) {
         if self.bytes.last().is_some_and(|last| *last != b'\n') {

@@ -130,6 +130,8 @@ async fn receive(
             Some(Frame::Stdin(_) | Frame::Resize(_) | Frame::Signal(_)) => {
                 return Err(ApiError::internal("the guest sent a frame only clients send"));
             }
+            Some(Frame::Left(reason)) => return Err(lost(&reason)),
+            Some(Frame::Missed(_)) => stdout.miss(),
             None => match reader.read_buf(buffer).await {
                 Ok(0) => return Err(lost("its stream ended")),
                 Ok(_) => {}

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use contract::{
     ApiError, SessionId, deadline,
     frame::Exit,
+    job::{JobAsk, JobName},
     workspace::{ExecReply, ExecRequest, SessionKind},
 };
 use serde_json::json;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     App,
     conversation::Conversation,
+    jobs,
     session::{self, OPENING},
 };
 use crate::domain::command;
@@ -30,6 +32,9 @@ enum Outcome {
 /// Runs a command in a VM and collects what it prints.
 pub async fn handle(app: Arc<App>, _: RequestContext, request: ExecRequest) -> Result<ExecReply, ApiError> {
     check(&request)?;
+    if request.command.detach {
+        return detached(&app, request).await;
+    }
     let Ok(_turn) = app.execs.try_acquire() else {
         return Err(ApiError::busy("this replica collects as many commands as it can hold")
             .hint("ask again in a moment, or run more replicas of workspace-service"));
@@ -67,9 +72,22 @@ pub async fn handle(app: Arc<App>, _: RequestContext, request: ExecRequest) -> R
     }
 }
 
+/// Starts a command that nobody is attached to.
+async fn detached(app: &App, request: ExecRequest) -> Result<ExecReply, ApiError> {
+    if !request.stdin.is_empty() {
+        return Err(ApiError::invalid_argument("a detached command is given no standard input here")
+            .hint("leave it open with `open_stdin`, and attach to it"));
+    }
+    let mut command = request.command;
+    command.job.get_or_insert_with(JobName::mint);
+    let job = jobs::one(jobs::ask(app, &request.vm, JobAsk::Start(Box::new(command))).await?)?;
+    let (stdout, stderr) = Default::default();
+    Ok(ExecReply { exit_code: 0, stdout, stderr, truncated: false, job: Some(job.name) })
+}
+
 fn check(request: &ExecRequest) -> Result<(), ApiError> {
     command::check(&request.command)?;
-    if request.command.tty.is_some() {
+    if request.command.tty.is_some() && !request.command.detach {
         return Err(ApiError::invalid_argument("a collected command has no terminal: `tty` cannot be given here")
             .hint("`warren exec -t` gives a command a terminal"));
     }
@@ -111,6 +129,7 @@ async fn finished(mut conversation: Conversation, exit: &Exit) -> ExecReply {
         truncated: stdout.truncated || stderr.truncated,
         stdout: stdout.text,
         stderr: stderr.text,
+        job: None,
     }
 }
 

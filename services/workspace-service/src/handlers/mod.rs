@@ -3,6 +3,7 @@
 mod conversation;
 mod exec;
 mod export;
+mod jobs;
 mod list;
 mod open;
 mod prepare;
@@ -65,6 +66,8 @@ where
 pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError> {
     serve::<contract::workspace::Open, _>(service, app, open::handle).await?;
     serve::<contract::workspace::Exec, _>(service, app, exec::handle).await?;
+    serve::<contract::workspace::ListJobs, _>(service, app, jobs::list).await?;
+    serve::<contract::workspace::KillJob, _>(service, app, jobs::kill).await?;
     serve::<worktree::Prepare, _>(service, app, prepare::handle).await?;
     serve::<worktree::Export, _>(service, app, export::handle).await?;
     serve::<worktree::Remove, _>(service, app, remove::handle).await?;

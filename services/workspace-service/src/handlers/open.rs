@@ -19,6 +19,10 @@ use crate::domain::command;
 pub async fn handle(app: Arc<App>, _: RequestContext, request: OpenRequest) -> Result<Empty, ApiError> {
     if let SessionKind::Exec(command) = &request.kind {
         command::check(command)?;
+        if command.detach {
+            return Err(ApiError::invalid_argument("a detached command has no stream")
+                .hint("start it with `warren.workspace.exec` and open a stream of the kind `attach`"));
+        }
     }
     let opening = async {
         let vm = session::find(&app.bus, &request.vm, &request.kind).await?;

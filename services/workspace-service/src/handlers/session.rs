@@ -14,7 +14,7 @@ use crate::domain::access;
 
 /// How long vm-lifecycle may take to say where a VM is: one SQL statement. Short, so that most of the caller's
 /// time is left for the host.
-const LOOKUP: Duration = Duration::from_secs(4);
+pub const LOOKUP: Duration = Duration::from_secs(4);
 
 /// How long finding a VM and connecting to it may take: less than [`contract::deadline::QUICK`], so that the caller hears
 /// how it went.

@@ -6,11 +6,13 @@ use bus::{Bus, ByteStream, Service};
 use bytes::{Bytes, BytesMut};
 use contract::{
     ApiError, HostId,
-    agent::{GuestOpen, OpenRequest},
+    agent::{GuestJobs, GuestOpen, OpenRequest},
     frame::{Exit, Frame},
     host::Empty,
+    job::{JobAsk, Jobs},
     workspace::{Command, SessionKind},
 };
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Notify,
@@ -24,6 +26,21 @@ struct Seen {
     opened: Vec<OpenRequest>,
     signals: Vec<u8>,
     resets: Vec<String>,
+    asks: Vec<JobAsk>,
+}
+
+/// A guest with one job, of the name asked for.
+fn jobs(seen: &Mutex<Seen>, ask: JobAsk) -> Result<Jobs, ApiError> {
+    seen.lock().unwrap().asks.push(ask.clone());
+    let name = match ask {
+        JobAsk::List {} => "build".parse().unwrap(),
+        JobAsk::Start(command) => command.job.clone().unwrap(),
+        JobAsk::Signal { job, .. } if job.as_str() == "none" => return Err(ApiError::not_found("no such job")),
+        JobAsk::Signal { job, .. } => job,
+    };
+    let job = json!({ "name": name, "command": "make", "user": "root", "state": "running", "kept": true, "tty": false,
+        "attached": 0, "age_ms": 1, "output_bytes": 0, "dropped_bytes": 0, "of_a_newer_guest": true });
+    Ok(Jobs { jobs: vec![serde_json::from_value(job).unwrap()] })
 }
 
 pub struct FakeAgent {
@@ -52,6 +69,14 @@ impl FakeAgent {
             .unwrap();
         let transfers = Transfers::default();
         transfers.serve(&service, bus, &host).await;
+        let asked = seen.clone();
+        service
+            .serve_agent::<GuestJobs, _>(&host, move |_, request| {
+                let asked = asked.clone();
+                async move { jobs(&asked, request.ask) }
+            })
+            .await
+            .unwrap();
         service.ready().await.unwrap();
         Self { seen, release, transfers, _service: service }
     }
@@ -62,6 +87,10 @@ impl FakeAgent {
 
     pub fn signals(&self) -> Vec<u8> {
         self.seen.lock().unwrap().signals.clone()
+    }
+
+    pub fn asks(&self) -> Vec<JobAsk> {
+        self.seen.lock().unwrap().asks.clone()
     }
 
     /// The reasons of the streams that the service reset.
@@ -95,6 +124,7 @@ impl Guest {
                     Process { guest: self, stream, buffer: BytesMut::new() }.run(&command).await
                 }
                 SessionKind::Ssh {}
+                | SessionKind::Attach(_)
                 | SessionKind::Console {}
                 | SessionKind::Tcp(_)
                 | SessionKind::Pack(_)

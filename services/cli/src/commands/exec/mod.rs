@@ -1,0 +1,94 @@
+//! `warren exec`: a process in a VM whose streams, terminal, signals and exit code are this process's own.
+
+mod converse;
+mod leave;
+
+use std::io::{self, IsTerminal};
+
+use contract::{
+    ApiError,
+    job::JobName,
+    workspace::{self, Command, ExecRequest, SessionKind, TerminalSize},
+};
+
+pub use converse::{Conversation, converse, listen};
+
+use super::parse_some;
+use crate::{
+    args::{ExecArgs, Global},
+    client::Client,
+    failure::{Failure, Outcome},
+    output::{self, Format},
+    terminal,
+};
+
+/// What a terminal is where none can be asked.
+pub const DEFAULT_SIZE: TerminalSize = TerminalSize { columns: 80, rows: 24 };
+
+/// Runs a command in a VM.
+///
+/// # Errors
+/// It could not be started, or its stream was cut.
+pub async fn run(global: &Global, format: Format, args: ExecArgs) -> Result<Outcome, Failure> {
+    let command = command(&args)?;
+    let client = Client::connect(global).await?;
+    if args.detach {
+        return detached(&client, format, args.vm, command).await;
+    }
+    let job = command.job.clone();
+    let stream = client.open(&args.vm, SessionKind::Exec(command)).await?;
+    let raw = args.tty && args.interactive && io::stdin().is_terminal();
+    let conversation = Conversation { vm: args.vm, job, input: Some(args.interactive), tty: args.tty, raw };
+    converse(&client, stream, conversation).await
+}
+
+/// Starts a command that nobody is attached to, and prints its name.
+async fn detached(client: &Client, format: Format, vm: String, command: Command) -> Result<Outcome, Failure> {
+    let timeout_ms = contract::operation::default_wait_ms();
+    let request = ExecRequest { vm, command, stdin: String::new(), timeout_ms };
+    let reply = client.ask::<workspace::Exec>(&request).await?;
+    let job = reply.job.ok_or_else(|| {
+        ApiError::unavailable("the lab's workspace-service is older than this command and knows no detached ones")
+    })?;
+    match format {
+        Format::Json => output::json(&serde_json::json!({ "job": job }))?,
+        Format::Table => output::text(&format!("{job}\n"))?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn command(args: &ExecArgs) -> Result<Command, ApiError> {
+    if let Some(wrong) = args.env.iter().find(|pair| pair.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
+        return Err(ApiError::invalid_argument(format!("{wrong:?} is not NAME=VALUE")));
+    }
+    let mut env = args.env.clone();
+    let names_term = env.iter().any(|pair| pair.starts_with("TERM="));
+    if args.tty
+        && !names_term
+        && let Ok(term) = std::env::var("TERM")
+    {
+        env.push(format!("TERM={term}"));
+    }
+    let timeout = args.timeout.as_deref().map(milliseconds).transpose()?;
+    let job: Option<JobName> = parse_some(args.name.as_deref())?;
+    Ok(Command {
+        argv: args.command.clone(),
+        env,
+        cwd: args.workdir.clone(),
+        user: args.user.clone(),
+        tty: args.tty.then(|| terminal::size().unwrap_or(DEFAULT_SIZE)),
+        timeout_ms: timeout,
+        // Named here where it is detached, so that its name is known even where the reply is lost.
+        job: job.or_else(|| args.detach.then(JobName::mint)),
+        detach: args.detach,
+        open_stdin: args.detach && (args.interactive || args.tty),
+    })
+}
+
+/// A time such as `30s` or `1h30m`, in milliseconds.
+fn milliseconds(text: &str) -> Result<u64, ApiError> {
+    let wrong =
+        |why: String| ApiError::invalid_argument(format!("{text:?} is no time: {why}")).hint("write 30s, 10m or 2h");
+    let time = humantime::parse_duration(text).map_err(|error| wrong(error.to_string()))?;
+    u64::try_from(time.as_millis()).ok().filter(|limit| *limit > 0).ok_or_else(|| wrong("out of range".to_owned()))
+}
