@@ -1,7 +1,7 @@
 //! Byte streams over the bus: an ordered, flow-controlled, digest-checked pipe between two processes that
 //! see each other only through NATS. The packets are [`contract::stream`]'s.
 //!
-//! A lost message (a reconnect, a slow consumer) is sent again; a peer silent for [`PEER_SILENCE`] is taken for gone. A reader that
+//! A lost message (a reconnect, a slow consumer) is sent again; a peer silent for [`contract::stream::RECONNECT_MAX`] is taken for gone. A reader that
 //! stalls stops its own stream's sender after [`WINDOW`] bytes and no other's.
 
 mod pump;

@@ -184,3 +184,13 @@ async fn an_acceptor_that_begins_late_gets_all_and_one_that_never_does_is_given_
     let gone = timeout(BOUND, alone.read_to_end(&mut Vec::new())).await.unwrap().unwrap_err();
     assert!(gone.to_string().contains("silent for 0 s"), "{gone}");
 }
+
+#[tokio::test]
+async fn a_bus_that_stays_away_for_longer_than_a_stream_waits_is_said_to_be_why() {
+    let nats = Nats::start().await;
+    let bus = Bus::connect(&BusConfig::new(nats.url(), "opener")).await.unwrap();
+    let mut opener = ByteStream::open_within(&bus, SessionId::new(), Duration::from_secs(1)).await.unwrap();
+    drop(nats);
+    let error = timeout(BOUND, opener.read_to_end(&mut Vec::new())).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("the connection to the bus was lost for 1 s"), "{error}");
+}

@@ -7,12 +7,17 @@
 //! `Fin` ends a direction with the digest of all its bytes, and is acknowledged by an `Ack` of one more than the length.
 //! `Reset` ends both directions at once with a reason.
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The most bytes in one `Data` packet: far below NATS' 1 MiB, so that streams interleave fairly.
 pub const DATA_MAX: usize = 32 * 1024;
 /// How far a sender may be ahead of the receiver's reader, in bytes.
 pub const WINDOW: u64 = 512 * 1024;
+/// How long a reconnect may take: an end that hears nothing for longer gives the stream up. A restart of nats-server or a network
+/// that is cut for less costs a resend. Longer would keep processes of guests alive for clients that are gone.
+pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// The longest reason of a `Reset`, in bytes.
 pub const REASON_MAX: usize = 1024;
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use async_nats::Subscriber;
+use async_nats::{Subscriber, connection::State};
 use bytes::{Bytes, BytesMut};
-use contract::stream::{DATA_MAX, Packet, WINDOW};
+use contract::stream::{DATA_MAX, Packet, RECONNECT_MAX, WINDOW};
 use futures::StreamExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf},
@@ -21,8 +21,6 @@ use super::{
 };
 use crate::Bus;
 
-/// Nothing heard for this long: the peer is gone. Longer than a NATS restart takes.
-const PEER_SILENCE: Duration = Duration::from_secs(30);
 /// How often an end says something even if there is nothing to say.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Unacknowledged for this long: sent again.
@@ -273,9 +271,9 @@ impl Pump {
 
     async fn tick(&mut self) -> Next {
         let now = Instant::now();
-        let bearable = self.patience.unwrap_or(PEER_SILENCE);
+        let bearable = self.patience.unwrap_or(RECONNECT_MAX);
         if now - self.heard > bearable && !self.gone {
-            return Next::Broken(format!("the other end has been silent for {} s", bearable.as_secs()));
+            return Next::Broken(given_up(self.connected(), bearable));
         }
         // Nobody listens before the first packet, so repeating would only fill the bus.
         if self.patience.is_none() && self.sender.waits() && now - self.progress > RESEND {
@@ -302,8 +300,16 @@ impl Pump {
         }
     }
 
+    fn connected(&self) -> bool {
+        self.bus.client.connection_state() == State::Connected
+    }
+
     async fn say(&mut self, packet: Packet) {
         self.said = Instant::now();
+        // The client would keep it, and everything said again meanwhile, until it is connected; but what is lost is said again.
+        if !self.connected() && !matches!(packet, Packet::Reset { .. }) {
+            return;
+        }
         // A failure is a closed connection, which the subscription's end tells too.
         if let Err(error) = self.bus.client.publish(self.subject.clone(), packet.encode()).await {
             tracing::debug!(%error, "a packet was not sent");
@@ -345,6 +351,18 @@ impl Pump {
                 tracing::debug!(%error, "a reset was not sent");
             }
         }
+    }
+}
+
+/// Why a stream of which nothing was heard is given up.
+fn given_up(connected: bool, limit: Duration) -> String {
+    let seconds = limit.as_secs();
+    if connected {
+        format!("the other end has been silent for {seconds} s, which is as long as a stream waits for a reconnect")
+    } else {
+        format!(
+            "the connection to the bus was lost for {seconds} s, which is as long as a stream waits for a reconnect"
+        )
     }
 }
 
