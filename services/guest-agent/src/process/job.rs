@@ -151,11 +151,11 @@ impl Job {
                 return None;
             }
             tokio::select! {
-                Some(bytes) = self.stdout.next(), if out => return Some(Output::Stdout(bytes)),
-                Some(bytes) = self.stderr.next(), if err => return Some(Output::Stderr(bytes)),
+                // Where one has ended the rest is looked at anew: whether anything is left to wait for has changed.
+                bytes = self.stdout.next(), if out => if let Some(bytes) = bytes { return Some(Output::Stdout(bytes)) },
+                bytes = self.stderr.next(), if err => if let Some(bytes) = bytes { return Some(Output::Stderr(bytes)) },
                 status = self.child.wait(), if running => self.status = Some(status.unwrap_or_else(|_| ExitStatus::from_raw(0x7f00))),
                 () = tokio::time::sleep(LINGER), if !running => return None,
-                else => {}
             }
         }
     }
