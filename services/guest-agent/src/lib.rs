@@ -23,3 +23,4 @@ pub mod ssh;
 pub mod supervisor;
 pub mod tcp;
 pub mod user_data;
+pub mod workspace;

@@ -84,6 +84,8 @@ pub struct Config {
     pub publish_address: Ipv4Addr,
     /// `WARREN_DNS_FORWARD` and `WARREN_DNS_ADDRESS`: whom the lab's name server asks for the rest, and where else it serves.
     pub dns: dns::Options,
+    /// `WARREN_WORKSPACE_DIRS`: directories of this host that may be put into VMs, with what is below them; separated by colons.
+    pub workspace_dirs: Vec<PathBuf>,
     /// `WARREN_INSECURE_REGISTRIES`: `host:port`s spoken to over http, separated by commas.
     pub insecure_registries: Vec<String>,
     /// `WARREN_DOCKER_CONFIG`: a directory with a `config.json` that holds registry credentials.
@@ -141,6 +143,7 @@ impl Config {
         }
         let publish_address = env.or("WARREN_PUBLISH_ADDRESS", Ipv4Addr::LOCALHOST);
         let dns = dns(&mut env);
+        let workspace_dirs = workspace_dirs(&mut env);
         let insecure = env.or("WARREN_INSECURE_REGISTRIES", String::new());
         let docker_config = env.optional("WARREN_DOCKER_CONFIG");
         let capacity = CapacityOverride {
@@ -169,6 +172,7 @@ impl Config {
                 tap_pool,
                 publish_address,
                 dns,
+                workspace_dirs,
                 insecure_registries,
                 docker_config,
                 capacity,
@@ -204,6 +208,18 @@ fn uplink(env: &mut Reader) -> Uplink {
             Uplink::None
         }
     }
+}
+
+fn workspace_dirs(env: &mut Reader) -> Vec<PathBuf> {
+    let text = env.or("WARREN_WORKSPACE_DIRS", String::new());
+    let directories: Vec<PathBuf> = text.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+    for directory in directories.iter().filter(|directory| !directory.is_absolute() || !directory.is_dir()) {
+        env.problem(format!(
+            "WARREN_WORKSPACE_DIRS names {}, which is no directory with an absolute path",
+            directory.display()
+        ));
+    }
+    directories
 }
 
 fn dns(env: &mut Reader) -> dns::Options {

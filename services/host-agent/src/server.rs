@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     disk::Driver,
     dns::{self, Dns},
-    handlers,
+    handlers::{self, workspace::Workspaces},
     handles::VmDirs,
     image::{ImageOptions, ImageStore, Limits},
     kernel::{self, Kernels},
@@ -67,7 +67,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     .context("the lab's network cannot be made")?;
     let dns = Dns::start(bus.clone(), &vms.deps().lab, &names, &registered, config.dns.clone());
     registration.quarantine(&registered).await;
-    let service = serve(&bus, &config.host, &vms).await?;
+    let workspaces = Workspaces::new(bus.clone(), vms.clone(), config.workspace_dirs.clone());
+    let service = serve(&bus, &config.host, &vms, workspaces).await?;
     let background = [
         tokio::spawn(registration.clone().beat()),
         tokio::spawn(activity::run(registration.clone())),
@@ -136,7 +137,7 @@ macro_rules! command {
 }
 
 /// Serves every command to this host.
-async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<Service> {
+async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>, workspaces: Workspaces) -> anyhow::Result<Service> {
     let service = bus.service("host-agent", env!("CARGO_PKG_VERSION"), &format!("everything on host {host}")).await?;
     // From before the first command can come: what was asked of this process was asked after this.
     let since = Instant::now();
@@ -153,6 +154,7 @@ async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<Servi
         })
         .await?;
     command!(service, host, agent::GuestJobs, vms, |vms, request| handlers::guest::jobs(vms, request).await);
+    serve_workspaces(&service, host, workspaces).await?;
     service.ready().await?;
     Ok(service)
 }
@@ -164,6 +166,16 @@ async fn serve_images(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyho
     command!(service, host, agent::ImagePublish, images, |images, request| images.publish(&request).await);
     command!(service, host, agent::ImageDiscard, images, |images, request| images.discard(&request).await.map(empty));
     command!(service, host, agent::ImageRemove, images, |images, request| images.remove(&request).await.map(empty));
+    Ok(())
+}
+
+async fn serve_workspaces(service: &Service, host: &HostId, workspaces: Workspaces) -> anyhow::Result<()> {
+    let all = Arc::new(workspaces);
+    command!(service, host, agent::WorkspaceImport, all, |all, request| all.import(request).await);
+    command!(service, host, agent::WorkspaceExport, all, |all, request| all.export(request).await);
+    command!(service, host, agent::WorkspaceStatus, all, |all, request| all.status(request).await);
+    command!(service, host, agent::WorkspaceAbort, all, |all, request| all.abort(request).await);
+    command!(service, host, agent::WorkspaceForget, all, |all, request| all.forget(request).await);
     Ok(())
 }
 

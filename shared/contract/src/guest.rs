@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::ApiError,
+    id::OperationId,
     job::{Attach, Job, JobAsk},
     workspace::{Command, PackFiles, TcpTarget, UnpackFiles},
+    worktree::{ExportOrder, ImportOrder, RemoveOrder, TransferStatus},
 };
 
 /// The virtio-serial port's name; `/dev/virtio-ports/<name>` with udev, found through sysfs without.
@@ -56,12 +58,34 @@ pub enum Request {
     /// How many are logged in to guest-agent's ssh server, over the network or the channel, or run as kept jobs; a guest of an older version
     /// answers with an error.
     Sessions,
+    /// Puts a tree of files into the guest; the stream then carries the tree protocol (crate `tree`) in frames. An operation that began
+    /// already is answered with `already_exists`.
+    Import(ImportOrder),
+    /// Takes the changes of a workspace out; the stream then carries an archive in frames, and the caller's empty `stdin` says that
+    /// all of it was taken. An operation that began already is answered with `already_exists`.
+    ExportTree(ExportOrder),
+    /// How an import or export goes.
+    Transfer(TransferQuery),
+    /// Ends an import or export; one that is not there is no error.
+    AbortTransfer(OperationId),
+    /// Forgets a workspace, and removes its files; answered when that is done.
+    Forget(RemoveOrder),
     /// Powers the guest off; answered before it begins.
     PowerOff,
 }
 
+/// Asks how a transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferQuery {
+    /// The operation whose it is.
+    pub operation: OperationId,
+    /// How long to hold the answer while it goes on, in milliseconds.
+    #[serde(default)]
+    pub wait_ms: u64,
+}
+
 /// What the guest answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// Answers [`Request::Ready`].
@@ -70,6 +94,8 @@ pub enum Reply {
     Sessions(u32),
     /// Answers [`Request::Jobs`].
     Jobs(Vec<Job>),
+    /// Answers [`Request::Transfer`].
+    Transfer(TransferStatus),
     /// Done, or connected.
     Ok,
     /// Refused or failed.

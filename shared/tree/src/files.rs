@@ -75,7 +75,7 @@ const BENEATH: ResolveFlag =
     ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS).union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 
 impl Root {
-    fn hold(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn hold(fd: OwnedFd) -> io::Result<Self> {
         let device = nix::sys::stat::fstat(&fd)?.st_dev;
         Ok(Self { fd, device })
     }

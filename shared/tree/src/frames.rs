@@ -62,6 +62,19 @@ pub async fn upload(
     }
 }
 
+/// Tells a guest that waits for a tree that there is none, and why.
+///
+/// # Errors
+/// It has gone.
+pub async fn decline(stream: impl AsyncRead + AsyncWrite, why: &str) -> io::Result<()> {
+    let (reader, mut sink) = tokio::io::split(stream);
+    let mut message = Vec::new();
+    crate::wire::write(&mut message, crate::wire::Tag::Fail, text(why.as_bytes()).as_bytes())?;
+    say(&mut sink, Frame::Stdin(message.into())).await?;
+    let mut source = Source { reader, buffer: BytesMut::new() };
+    source.listen(None).await.map(drop)
+}
+
 fn reason(message: Option<String>) -> String {
     message.map_or_else(|| "it did not say why".to_owned(), |message| text(message.as_bytes()))
 }

@@ -1,18 +1,16 @@
 //! A **walk**: the tree of a plain directory, with every file read once for its digest.
 
-use std::{
-    fs::{self, File, Metadata},
-    io,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
-    path::Path,
-};
+use std::{fs, io, os::fd::OwnedFd, path::Path};
 
 use contract::{
     FileName,
     worktree::{ENTRIES_MAX, Node},
 };
 
-use crate::{Entry, Mtime, Tree, blob_id, entry::MODE_MASK};
+use crate::{
+    Entry, Tree, blob_id,
+    files::{Root, Stat, join},
+};
 
 /// The most lines of what was left out.
 pub(crate) const WARNINGS_MAX: usize = 64;
@@ -31,67 +29,68 @@ pub struct Walked {
 ///
 /// # Errors
 /// Something cannot be read, or has no place in a tree.
-pub fn walk(root: &Path, mut keep: impl FnMut(&FileName, bool) -> bool) -> io::Result<Walked> {
+pub fn walk(root: &Path, keep: impl FnMut(&FileName, bool) -> bool) -> io::Result<Walked> {
+    let root = fs::canonicalize(root)?;
+    walk_in(&Root::open(&root)?, &root, keep)
+}
+
+/// The same of a directory that is held open, whatever path it has meanwhile. Its entries are read from below `path`.
+///
+/// # Errors
+/// Something cannot be read, or has no place in a tree.
+pub fn walk_at(root: OwnedFd, path: &Path, keep: impl FnMut(&FileName, bool) -> bool) -> io::Result<Walked> {
+    walk_in(&Root::hold(root)?, path, keep)
+}
+
+fn walk_in(root: &Root, path: &Path, mut keep: impl FnMut(&FileName, bool) -> bool) -> io::Result<Walked> {
     let mut entries = Vec::new();
     let mut warnings = Vec::new();
-    let mut waiting = vec![FileName::default()];
+    let mut waiting = vec![Vec::new()];
     while let Some(directory) = waiting.pop() {
-        for found in fs::read_dir(root.join(directory.as_path()))? {
-            let name = found?.file_name();
-            let mut path = directory.0.clone();
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend_from_slice(name.as_bytes());
-            let path = FileName(path);
-            let from = root.join(path.as_path());
-            let metadata = match fs::symlink_metadata(&from) {
-                Ok(metadata) => metadata,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(named(&from, error)),
-            };
-            if !keep(&path, metadata.is_dir()) {
+        let names = root.list(&directory).map_err(|error| named(&directory, error))?;
+        for (name, _) in names {
+            let name = FileName(join(&directory, &name));
+            let Some(stat) = root.stat(&name.0).map_err(|error| named(&name.0, error))? else { continue };
+            if !keep(&name, stat.is_dir()) {
                 continue;
             }
-            let Some(node) = node(&from, &metadata).map_err(|error| named(&from, error))? else {
+            let Some(node) = node(root, &name.0, &stat).map_err(|error| named(&name.0, error))? else {
                 if warnings.len() < WARNINGS_MAX {
-                    warnings.push(format!("{path} was left out: it is no file, directory or symbolic link"));
+                    warnings.push(format!("{name} was left out: it is no file, directory or symbolic link"));
                 }
                 continue;
             };
-            if metadata.is_dir() {
-                waiting.push(path.clone());
+            if stat.is_dir() {
+                waiting.push(name.0.clone());
             }
             if entries.len() as u64 == ENTRIES_MAX {
-                return Err(io::Error::other(format!("{} holds more than {ENTRIES_MAX} entries", root.display())));
+                return Err(io::Error::other(format!("{} holds more than {ENTRIES_MAX} entries", path.display())));
             }
-            let from = metadata.is_file().then_some(from);
-            entries.push(Entry { path, mtime: Mtime::of(&metadata), node, from });
+            let from = stat.is_file().then(|| path.join(name.as_path()));
+            entries.push(Entry { path: name, mtime: stat.mtime, node, from });
         }
     }
     Ok(Walked { tree: Tree::new(entries).map_err(io::Error::other)?, warnings })
 }
 
 /// What stands there; none where it has no place in a tree.
-fn node(path: &Path, metadata: &Metadata) -> io::Result<Option<Node>> {
-    let mode = metadata.mode() & MODE_MASK;
-    if metadata.is_dir() {
+fn node(root: &Root, path: &[u8], stat: &Stat) -> io::Result<Option<Node>> {
+    let mode = stat.bits();
+    if stat.is_dir() {
         return Ok(Some(Node::Directory { mode }));
     }
-    if metadata.is_symlink() {
-        let target = FileName::from(fs::read_link(path)?.as_os_str());
-        return Ok(Some(Node::Symlink { target }));
+    if stat.is_symlink() {
+        return Ok(Some(Node::Symlink { target: FileName(root.link(path)?) }));
     }
-    if !metadata.is_file() {
+    if !stat.is_file() {
         return Ok(None);
     }
-    let size = metadata.len();
-    let digest = blob_id(File::open(path)?, size)?;
-    Ok(Some(Node::File { mode, size, digest }))
+    let digest = blob_id(root.file(path)?, stat.size)?;
+    Ok(Some(Node::File { mode, size: stat.size, digest }))
 }
 
-fn named(path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+fn named(path: &[u8], error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", FileName(path.to_vec())))
 }
 
 #[cfg(test)]

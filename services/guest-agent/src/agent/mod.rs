@@ -19,13 +19,15 @@ use tokio::sync::watch;
 pub use service::answer;
 pub use stream::MuxStream;
 
-use crate::{boot::Booted, boot::Init, jobs::Jobs, ssh, user_data};
+use crate::{boot::Booted, boot::Init, jobs::Jobs, ssh, user_data, workspace::Workspaces};
 
 /// How long to wait before the port is opened again after it could not be.
 const PORT_RETRY: Duration = Duration::from_millis(500);
 
 /// Where the agent writes down what runs, for the next one.
 const RECORDS: &str = "/run/warren/jobs";
+/// Where what is known of workspaces lies in the VM.
+const STATE: &str = "/var/lib/warren/workspaces";
 
 /// What every stream's task shares.
 pub struct Shared {
@@ -39,6 +41,8 @@ pub struct Shared {
     pub ssh: Option<ssh::Server>,
     /// Commands that run for the host, or did.
     pub jobs: Arc<Jobs>,
+    /// The VM's workspaces.
+    pub workspaces: Workspaces,
     /// What is answered to `Ready`, from when it is true.
     pub facts: watch::Sender<Option<GuestFacts>>,
 }
@@ -76,6 +80,7 @@ async fn live(booted: &Booted, handed_over: &OwnedFd) -> std::io::Result<std::co
         program,
         ssh,
         jobs: Jobs::new(Some(RECORDS.into())),
+        workspaces: Workspaces::open(tree::StateDir(STATE.into())),
         facts: watch::Sender::new(None),
     });
     let becoming = become_ready(Arc::clone(&shared), warnings, handed_over.as_fd().try_clone_to_owned()?);

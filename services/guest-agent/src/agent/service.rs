@@ -13,7 +13,7 @@ use nix::{
 use tokio::io::AsyncWriteExt;
 
 use super::{MuxStream, Shared};
-use crate::{boot, exec, files, power, tcp};
+use crate::{boot, exec, files, power, tcp, workspace};
 
 /// How long a host may take to send its request.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
@@ -47,6 +47,17 @@ pub async fn answer(mut stream: MuxStream, shared: &Arc<Shared>) {
         Request::Tcp(target) => tcp::serve(stream, &target).await,
         Request::Pack(files) => files::pack(stream, files).await,
         Request::Unpack(files) => files::unpack(stream, files).await,
+        Request::Import(order) => workspace::import(stream, order, &shared.workspaces).await,
+        Request::ExportTree(order) => workspace::export(stream, order, &shared.workspaces).await,
+        Request::Transfer(query) => {
+            let status = shared.workspaces.status(query.operation, Duration::from_millis(query.wait_ms)).await;
+            finish(stream, Reply::Transfer(status)).await;
+        }
+        Request::AbortTransfer(operation) => {
+            shared.workspaces.abort(operation);
+            finish(stream, Reply::Ok).await;
+        }
+        Request::Forget(order) => finish(stream, workspace::forget(order, &shared.workspaces).await).await,
         Request::Ssh => match &shared.ssh {
             Some(server) => {
                 if stream.write_reply(&Reply::Ok).await.is_ok() {

@@ -4,3 +4,4 @@ mod channel;
 mod jobs;
 mod ssh;
 mod support;
+mod workspace;

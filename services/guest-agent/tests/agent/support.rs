@@ -15,6 +15,7 @@ use guest_agent::{
     boot::Init,
     jobs::Jobs,
     ssh,
+    workspace::Workspaces,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
@@ -50,6 +51,11 @@ pub fn program() -> Arc<OwnedFd> {
 
 /// What an agent's tasks share.
 pub fn shared() -> Arc<Shared> {
+    shared_with(tree::StateDir("/nonexistent".into()))
+}
+
+/// The same, whose workspaces are remembered there.
+pub fn shared_with(state: tree::StateDir) -> Arc<Shared> {
     let settings = settings(&[]);
     let ssh = ssh::Server::new(&settings, program()).unwrap();
     Arc::new(Shared {
@@ -58,6 +64,7 @@ pub fn shared() -> Arc<Shared> {
         program: program(),
         ssh: Some(ssh),
         jobs: Jobs::new(None),
+        workspaces: Workspaces::open(state),
         facts: watch::Sender::new(None),
     })
 }

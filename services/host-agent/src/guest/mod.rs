@@ -7,8 +7,9 @@ use std::{io, path::PathBuf, time::Duration};
 
 use contract::{
     ApiError, ErrorCode,
-    guest::{GuestFacts, MESSAGE_MAX, Reply, Request},
+    guest::{GuestFacts, MESSAGE_MAX, Reply, Request, TransferQuery},
     job::{Job, JobAsk},
+    worktree::TransferStatus,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -71,9 +72,8 @@ impl Guest {
     /// # Errors
     /// What the guest answered, or `unavailable` when it does not answer.
     pub async fn jobs(&self, ask: JobAsk) -> Result<Vec<Job>, ApiError> {
-        match self.answer(&Request::Jobs(ask)).await?.1 {
+        match self.answer(&Request::Jobs(ask), ANSWER).await?.1 {
             Reply::Jobs(jobs) => Ok(jobs),
-            Reply::Error(error) => Err(of_an_older_guest(error)),
             _ => Err(ApiError::internal("the guest gave an unexpected answer")),
         }
     }
@@ -83,18 +83,41 @@ impl Guest {
     /// # Errors
     /// What the guest answered, or `unavailable` when it does not answer.
     pub async fn ask(&self, request: &Request) -> Result<GuestStream, ApiError> {
-        match self.answer(request).await? {
+        match self.answer(request, ANSWER).await? {
             (stream, Reply::Ok) => Ok(stream),
-            (_, Reply::Error(error)) => Err(of_an_older_guest(error)),
             _ => Err(ApiError::internal("the guest gave an unexpected answer")),
         }
     }
 
-    async fn answer(&self, request: &Request) -> Result<(GuestStream, Reply), ApiError> {
+    /// How a transfer of its workspaces goes.
+    ///
+    /// # Errors
+    /// What the guest answered, or `unavailable` when it does not answer.
+    pub async fn transfer(&self, query: TransferQuery) -> Result<TransferStatus, ApiError> {
+        let time = ANSWER + Duration::from_millis(query.wait_ms);
+        match self.answer(&Request::Transfer(query), time).await? {
+            (_, Reply::Transfer(status)) => Ok(status),
+            _ => Err(ApiError::internal("the guest gave an unexpected answer")),
+        }
+    }
+
+    /// Asks the guest for what takes it up to so long.
+    ///
+    /// # Errors
+    /// What the guest answered, or `unavailable` when it does not answer.
+    pub async fn ask_within(&self, request: &Request, time: Duration) -> Result<(), ApiError> {
+        match self.answer(request, time).await? {
+            (_, Reply::Ok) => Ok(()),
+            _ => Err(ApiError::internal("the guest gave an unexpected answer")),
+        }
+    }
+
+    async fn answer(&self, request: &Request, time: Duration) -> Result<(GuestStream, Reply), ApiError> {
         let silent = || ApiError::unavailable("the guest does not answer").hint("`warren vm logs` shows its console");
         let stream = timeout(CONNECT, self.channel.open()).await.map_err(|_| silent())?;
         let mut stream = stream.map_err(|_| silent())?;
-        match timeout(ANSWER, exchange(&mut stream, request)).await {
+        match timeout(time, exchange(&mut stream, request)).await {
+            Ok(Ok(Reply::Error(error))) => Err(of_an_older_guest(error)),
             Ok(Ok(reply)) => Ok((stream, reply)),
             Ok(Err(error)) => Err(ApiError::unavailable(format!("the guest's channel broke: {error}"))),
             Err(_) => Err(silent()),

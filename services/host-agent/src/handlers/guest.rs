@@ -103,7 +103,7 @@ async fn console_socket(dir: &Path) -> Result<UnixStream, ApiError> {
 }
 
 /// Copies both ways with half-closes until both have ended; a VM that goes off meanwhile ends it with a reason.
-async fn carry<I: AsyncRead + AsyncWrite>(stream: ByteStream, inside: I, off: impl Future<Output = ()>) {
+pub(super) async fn carry<I: AsyncRead + AsyncWrite>(stream: ByteStream, inside: I, off: impl Future<Output = ()>) {
     let (mut from_client, mut to_client) = tokio::io::split(stream);
     let (mut from_guest, mut to_guest) = tokio::io::split(inside);
     let inward = async {

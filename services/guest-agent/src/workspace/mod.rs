@@ -1,0 +1,76 @@
+//! **Workspaces** of this VM: imports, exports and removals, one at a time, each known by its operation.
+//!
+//! What a transfer does is [`tree`]'s; it works in a thread, a bounded queue apart from the stream that carries it. Whoever asked for it may go and
+//! ask again how it went. What is known here of transfers goes with this process: a new one finishes or removes what they left on
+//! the disk, and says of them that it knows nothing.
+
+mod carry;
+mod transfers;
+
+use contract::{
+    ApiError,
+    guest::Reply,
+    worktree::{ExportOrder, ImportOrder, RemoveOrder},
+};
+use tokio::io::AsyncWriteExt;
+use tree::GuestError;
+
+pub use transfers::Workspaces;
+
+use crate::{agent::MuxStream, process::user};
+
+/// Takes a tree of files.
+pub async fn import(mut stream: MuxStream, order: ImportOrder, workspaces: &Workspaces) {
+    let owner = match owner(order.owner.as_deref()) {
+        Ok(owner) => owner,
+        Err(error) => return refuse(&mut stream, error).await,
+    };
+    let transfer = match workspaces.begin(order.operation, order.epoch).await {
+        Ok(transfer) => transfer,
+        Err(error) => return refuse(&mut stream, error).await,
+    };
+    let state = workspaces.state().clone();
+    carry::serve(stream, transfer, move |reader, writer, watch| {
+        tree::receive(&order, &state, Some(owner), reader, writer, watch)
+    })
+    .await;
+}
+
+/// Gives the changes of a workspace.
+pub async fn export(mut stream: MuxStream, order: ExportOrder, workspaces: &Workspaces) {
+    let transfer = match workspaces.begin(order.operation, order.epoch).await {
+        Ok(transfer) => transfer,
+        Err(error) => return refuse(&mut stream, error).await,
+    };
+    let state = workspaces.state().clone();
+    carry::serve(stream, transfer, move |reader, writer, watch| tree::export(&order, &state, reader, writer, watch))
+        .await;
+}
+
+/// Forgets a workspace; one that is none is forgotten already.
+pub async fn forget(order: RemoveOrder, workspaces: &Workspaces) -> Reply {
+    let _held = match workspaces.hold(order.epoch).await {
+        Ok(held) => held,
+        Err(error) => return Reply::Error(error),
+    };
+    let state = workspaces.state().clone();
+    match tokio::task::spawn_blocking(move || tree::forget(&order, &state)).await {
+        Ok(Ok(()) | Err(GuestError::NoWorkspace(_))) => Reply::Ok,
+        Ok(Err(error)) => Reply::Error(error.to_api()),
+        Err(error) => Reply::Error(ApiError::internal(format!("removing the workspace failed: {error}"))),
+    }
+}
+
+async fn refuse(stream: &mut MuxStream, error: ApiError) {
+    if stream.write_reply(&Reply::Error(error)).await.is_ok() {
+        stream.shutdown().await.unwrap_or_default();
+    }
+}
+
+/// A user's and group's numbers; nobody named is root.
+fn owner(name: Option<&str>) -> Result<(u32, u32), ApiError> {
+    let account = user::find(name.unwrap_or_default()).map_err(|error| {
+        ApiError::invalid_argument(error.to_string()).hint("name a user of the image, or give numbers: uid:gid")
+    })?;
+    Ok((account.uid, account.gid))
+}
