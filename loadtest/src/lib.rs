@@ -8,4 +8,5 @@ mod latency;
 mod pgbench;
 pub mod report;
 pub mod reserve;
+pub mod stream;
 pub mod taps;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use loadtest::{boot, create, density, reserve, taps};
+use loadtest::{boot, create, density, reserve, stream, taps};
 use runtime::telemetry;
 
 /// Load on a lab, and benchmarks of its parts.
@@ -37,6 +37,8 @@ enum Scenario {
     Boot(boot::Options),
     /// A new VM's network: with ready taps and without, beside the programs `ip` and `nft`.
     Taps(taps::Options),
+    /// The roads of a session: byte streams over the bus and direct TLS connections, beside bare TCP.
+    Stream(stream::Options),
 }
 
 #[tokio::main]
@@ -69,6 +71,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         }
         Scenario::Boot(options) => {
             let report = boot::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+        Scenario::Stream(options) => {
+            let report = stream::run(&options).await?;
             (report.table(), serde_json::to_string_pretty(&report)?, report.good())
         }
         Scenario::Taps(options) => {

@@ -53,6 +53,9 @@ pub struct Global {
     /// Credentials file for NATS, where it asks for one
     #[arg(long, global = true, env = "WARREN_NATS_CREDENTIALS", value_name = "FILE", hide_env_values = true)]
     pub nats_credentials: Option<PathBuf>,
+    /// Carry sessions over NATS even where their host is reached directly
+    #[arg(long, global = true, env = "WARREN_NO_DIRECT", hide_env_values = true)]
+    pub no_direct: bool,
 }
 
 /// All commands.

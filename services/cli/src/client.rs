@@ -1,6 +1,12 @@
 //! The client: calls verbs, and asks again where a reply was lost.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bus::{Bus, BusConfig, ByteStream, CallOptions};
 use contract::{
@@ -22,6 +28,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 pub struct Client {
     bus: Bus,
+    /// Whether hosts are tried directly: until that fails once, so that a host out of reach costs its time only once.
+    direct: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -39,7 +47,7 @@ impl Client {
         let bus = Bus::connect(&config).await.map_err(|error| {
             ApiError::from(error).hint("is the lab running (`warren dev status`), and is --nats right?")
         })?;
-        Ok(Self { bus })
+        Ok(Self { bus, direct: Arc::new(AtomicBool::new(!global.no_direct)) })
     }
 
     /// The connection itself.
@@ -77,15 +85,29 @@ impl Client {
         self.bus.call_with::<V>(request, options).await
     }
 
-    /// Opens a byte stream to a VM.
+    /// Opens a byte stream to a VM: straight to its host where that offers it and is reached, else over the bus.
     ///
     /// # Errors
     /// What the service answered.
     pub async fn open(&self, vm: &str, kind: SessionKind) -> Result<ByteStream, ApiError> {
         let session = SessionId::new();
-        let stream = ByteStream::open(&self.bus, session).await?;
-        let request = workspace::OpenRequest { vm: vm.to_owned(), session, kind };
-        self.ask::<workspace::Open>(&request).await?;
-        Ok(stream)
+        let listening = ByteStream::listen(&self.bus, session).await?;
+        let direct = self.direct.load(Ordering::Relaxed);
+        let mut request = workspace::OpenRequest { vm: vm.to_owned(), session, kind, direct };
+        let mut opened = self.ask::<workspace::Open>(&request).await;
+        if direct && opened.as_ref().is_err_and(|error| error.refuses_field("direct")) {
+            // A workspace-service of before direct streams.
+            request.direct = false;
+            opened = self.ask::<workspace::Open>(&request).await;
+        }
+        let Some(offer) = opened?.direct else { return Ok(listening.begin()) };
+        match bus::direct::connect(&offer, session).await {
+            Ok(stream) => Ok(stream),
+            Err(error) => {
+                tracing::debug!(%error, "the host is not reached directly; the bus carries the session");
+                self.direct.store(false, Ordering::Relaxed);
+                Ok(listening.begin())
+            }
+        }
     }
 }

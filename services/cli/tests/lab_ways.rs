@@ -38,13 +38,17 @@ fn run(lab: &Lab, program: &str, arguments: &[&str], stdin: &[u8]) -> std::proce
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_ports_and_plain_ssh_lead_into_a_vm() {
-    let Some(mut lab) = lab_or_skip(LabOptions::default()).await else { return };
+    let port = free_port();
+    let env = [("WARREN_STREAM_ADDRESS".to_owned(), format!("127.0.0.1:{port}"))].into();
+    let Some(mut lab) = lab_or_skip(LabOptions { env, ..LabOptions::default() }).await else { return };
     let layout = busybox_layout(&lab.scratch());
     lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
     lab.must(&["vm", "create", "web", "--image", "bb", "--memory", "128M", "--disk", "256M"]).await;
     files(&lab).await;
     ports(&lab).await;
+    roads(&lab, port).await;
     jobs(&mut lab).await;
+    assert_eq!(connections(port), 0, "the host's new address is out of reach, so the bus carried it all");
     plain_ssh(&lab).await;
     agent_killed(&lab).await;
     lab.must(&["vm", "stop", "web"]).await;
@@ -139,6 +143,50 @@ async fn ports(lab: &Lab) {
     refused(lab, &["port-forward", "none", "0:7"], "not_found", 3).await;
 }
 
+/// A port nobody listens on.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// How many connections to a port of this machine are established, by its listener's end.
+fn connections(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let own = format!(":{port:04X}");
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row.len() > 3 && row[1].ends_with(&own) && row[3] == "01").count()
+}
+
+/// Both roads of a session, each with some MiB through a real guest, its input's end, digest and exit status.
+async fn roads(lab: &Lab, port: u16) {
+    let bytes: Vec<u8> = (0..6_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    let digest = run(lab, "sha256sum", &[], &bytes).stdout;
+    for (road, direct) in [(&[][..], 1), (&["--no-direct"], 0)] {
+        let mut client = lab
+            .outside(&lab.binary("warren"))
+            .args(road)
+            .args(["exec", "-i", "web", "--", "sh", "-c", "echo up; sha256sum; exit 5"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(client.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        assert_eq!((line.as_str(), connections(port)), ("up\n", direct), "{road:?}");
+        client.stdin.take().unwrap().write_all(&bytes).unwrap();
+        let mut said = Vec::new();
+        out.read_to_end(&mut said).unwrap();
+        assert_eq!((said, client.wait().unwrap().code()), (digest.clone(), Some(5)), "{road:?}");
+        let back = run(
+            lab,
+            &lab.binary("warren"),
+            &[road, &["exec", "web", "--", "head", "-c", "6000000", "/dev/zero"]].concat(),
+            b"",
+        );
+        assert!(back.stdout.len() == 6_000_000 && back.stdout.iter().all(|byte| *byte == 0), "{road:?}");
+    }
+}
+
 /// Waits until the list of jobs says so of one.
 async fn job_is(lab: &Lab, job: &str, state: &str) -> serde_json::Value {
     testkit::wait_until("the job's state", BOUND, async || {
@@ -160,7 +208,8 @@ async fn jobs(lab: &mut Lab) {
     let job = lab.must(&["exec", "-d", "web", "--", "sh", "-c", script]).await.trim().to_owned();
     let host = lab.hosts()[0].clone();
     lab.kill(&host);
-    lab.start_process(&host, &[]);
+    // From now on its clients cannot reach it: they take the bus.
+    lab.start_process(&host, &[("WARREN_STREAM_ADVERTISE", "127.0.0.1:1")]);
     lab.wait_ready().await;
     let said = job_is(lab, &job, "running").await["output_bytes"].as_u64().unwrap();
     testkit::wait_until("more output", BOUND, async || {
@@ -200,7 +249,7 @@ async fn agent_killed(lab: &Lab) {
     let lost = job_is(lab, "doomed", "lost").await;
     assert!(lost["message"].as_str().unwrap().contains("guest-agent was ended"), "{lost}");
     testkit::wait_until("the end of what it ran", BOUND, async || {
-        (guest(lab, "pidof sleep || true").await == "").then_some(())
+        guest(lab, "pidof sleep || true").await.is_empty().then_some(())
     })
     .await;
 }
@@ -216,6 +265,65 @@ async fn plain_ssh(lab: &Lab) {
     run(lab, "scp", &["-q", "-F", &config, "web.warren:/etc/hostname", &here.display().to_string()], b"");
     assert_eq!(std::fs::read_to_string(&here).unwrap(), "web\n");
     assert!(Path::new(&here).exists());
+    rsync(lab, &config).await;
+    editors(lab, &config).await;
     let unknown = lab.outside("ssh").args(["-F", &config, "none.warren", "true"]).output().unwrap();
     assert_eq!(unknown.status.code(), Some(255));
+}
+
+/// rsync both ways, with nothing of its own in the image: the program, its libraries and their loader are copied in.
+async fn rsync(lab: &Lab, config: &str) {
+    let libraries = Command::new("ldd").arg("/usr/bin/rsync").output().unwrap().stdout;
+    let libraries = String::from_utf8_lossy(&libraries).into_owned();
+    let (program, here) = (lab.scratch().join("rsync"), lab.scratch().join("rsynced"));
+    std::fs::create_dir_all(&program).unwrap();
+    let files = libraries.split_whitespace().filter(|word| word.starts_with('/')).chain(["/usr/bin/rsync"]);
+    for file in files {
+        std::fs::copy(file, program.join(Path::new(file).file_name().unwrap())).unwrap();
+    }
+    lab.must(&["cp", &program.display().to_string(), "web:/tmp"]).await;
+    let shell = format!("ssh -F {config}");
+    let there = "--rsync-path=/tmp/rsync/ld-linux-x86-64.so.2 --library-path /tmp/rsync /tmp/rsync/rsync";
+    let tree = lab.scratch().join("files/tree").display().to_string();
+    let pull = here.display().to_string();
+    for _ in 0..2 {
+        run(lab, "rsync", &["-a", "--delete", "-e", &shell, there, &format!("{tree}/"), "web.warren:/srv/rs/"], b"");
+        run(lab, "rsync", &["-a", "--delete", "-e", &shell, there, "web.warren:/srv/rs/", &format!("{pull}/")], b"");
+        let same = Command::new("diff").args(["-r", "--no-dereference", &tree, &pull]).output().unwrap();
+        assert!(same.status.success(), "{}", String::from_utf8_lossy(&same.stdout));
+        std::fs::write(lab.scratch().join("files/tree/sub/program"), "#!/bin/sh\n# another line\n").unwrap();
+    }
+}
+
+/// What VS Code's Remote-SSH and Ansible stand on: a shell that is fed its commands without a terminal, sftp, and a proxy into the VM's network.
+async fn editors(lab: &Lab, config: &str) {
+    let fed = run(lab, "ssh", &["-T", "-F", config, "web.warren", "sh"], b"echo $0; exec 2>&1; uname; exit 0\n").stdout;
+    assert_eq!(String::from_utf8_lossy(&fed), "sh\nLinux\n");
+    let batch = b"mkdir /tmp/by-sftp\nput /etc/hostname /tmp/by-sftp/x\nrename /tmp/by-sftp/x /tmp/by-sftp/y\nls /tmp/by-sftp\n";
+    let listed = run(lab, "sftp", &["-q", "-F", config, "-b", "-", "web.warren"], batch).stdout;
+    assert!(String::from_utf8_lossy(&listed).contains("/tmp/by-sftp/y"));
+    guest(lab, "setsid nc -ll -p 77 -e cat >/dev/null 2>&1 &").await;
+    let port = free_port();
+    let dynamic = format!("127.0.0.1:{port}");
+    let mut proxy = lab.outside("ssh").args(["-F", config, "-N", "-D", &dynamic, "web.warren"]).spawn().unwrap();
+    let answer = testkit::wait_until("an answer through the proxy", BOUND, async || socks(&dynamic, 77)).await;
+    assert_eq!(answer, b"through");
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+}
+
+/// Sends a word to a port of the VM's own loopback through a SOCKS 5 proxy (RFC 1928) and reads as much back.
+fn socks(proxy: &str, port: u16) -> Option<Vec<u8>> {
+    let mut stream = TcpStream::connect(proxy).ok()?;
+    stream.set_read_timeout(Some(BOUND)).ok()?;
+    stream.write_all(&[5, 1, 0]).ok()?;
+    stream.read_exact(&mut [0; 2]).ok()?;
+    let [high, low] = port.to_be_bytes();
+    stream.write_all(&[5, 1, 0, 1, 127, 0, 0, 1, high, low]).ok()?;
+    let mut reply = [0; 10];
+    stream.read_exact(&mut reply).ok()?;
+    stream.write_all(b"through").ok()?;
+    let mut word = vec![0; 7];
+    stream.read_exact(&mut word).ok()?;
+    (reply[1] == 0).then_some(word)
 }

@@ -5,6 +5,7 @@ use std::{
     path::PathBuf,
 };
 
+use bus::direct::Listen;
 use contract::{HostId, MebiBytes, host::Capacity};
 use ipnet::Ipv4Net;
 use runtime::config::{ConfigError, Reader};
@@ -86,6 +87,8 @@ pub struct Config {
     pub dns: dns::Options,
     /// `WARREN_WORKSPACE_DIRS`: directories of this host that may be put into VMs, with what is below them; separated by colons.
     pub workspace_dirs: Vec<PathBuf>,
+    /// `WARREN_STREAM_ADDRESS` and `WARREN_STREAM_ADVERTISE`: where direct streams come in, and what clients are told.
+    pub stream: Option<Listen>,
     /// `WARREN_INSECURE_REGISTRIES`: `host:port`s spoken to over http, separated by commas.
     pub insecure_registries: Vec<String>,
     /// `WARREN_DOCKER_CONFIG`: a directory with a `config.json` that holds registry credentials.
@@ -144,6 +147,7 @@ impl Config {
         let publish_address = env.or("WARREN_PUBLISH_ADDRESS", Ipv4Addr::LOCALHOST);
         let dns = dns(&mut env);
         let workspace_dirs = workspace_dirs(&mut env);
+        let stream = stream(&mut env);
         let insecure = env.or("WARREN_INSECURE_REGISTRIES", String::new());
         let docker_config = env.optional("WARREN_DOCKER_CONFIG");
         let capacity = CapacityOverride {
@@ -173,6 +177,7 @@ impl Config {
                 publish_address,
                 dns,
                 workspace_dirs,
+                stream,
                 insecure_registries,
                 docker_config,
                 capacity,
@@ -236,6 +241,28 @@ fn dns(env: &mut Reader) -> dns::Options {
         }
     }
     dns::Options { upstream, address }
+}
+
+fn stream(env: &mut Reader) -> Option<Listen> {
+    let address: Option<SocketAddr> = env.optional("WARREN_STREAM_ADDRESS");
+    let advertised = env.or("WARREN_STREAM_ADVERTISE", String::new());
+    let advertised: Vec<String> =
+        advertised.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    for wrong in advertised.iter().filter(|address| !is_host_and_port(address)) {
+        env.problem(format!("WARREN_STREAM_ADVERTISE {wrong:?} is not address:port"));
+    }
+    match address {
+        None if !advertised.is_empty() => env.problem("WARREN_STREAM_ADVERTISE is set without WARREN_STREAM_ADDRESS"),
+        Some(address) if address.ip().is_unspecified() && advertised.is_empty() => env.problem(format!(
+            "WARREN_STREAM_ADDRESS {address} names no address that clients could be told: set WARREN_STREAM_ADVERTISE"
+        )),
+        _ => {}
+    }
+    address.map(|address| Listen { address, advertised })
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 /// From the shared address space of RFC 6598, which neither the internet nor ordinary private networks use.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use bus::{Bus, BusConfig, Service};
+use bus::{Bus, BusConfig, Service, direct::Doors};
 use contract::{ApiError, HostId, agent, host::Empty};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let dns = Dns::start(bus.clone(), &vms.deps().lab, &names, &registered, config.dns.clone());
     registration.quarantine(&registered).await;
     let workspaces = Workspaces::new(bus.clone(), vms.clone(), config.workspace_dirs.clone());
-    let service = serve(&bus, &config.host, &vms, workspaces).await?;
+    let doors = match &config.stream {
+        Some(listen) => Some(Doors::open(listen).await.context("direct streams cannot be listened for")?),
+        None => None,
+    };
+    let service = serve(&bus, &config.host, &vms, workspaces, doors).await?;
     let background = [
         tokio::spawn(registration.clone().beat()),
         tokio::spawn(activity::run(registration.clone())),
@@ -137,7 +141,13 @@ macro_rules! command {
 }
 
 /// Serves every command to this host.
-async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>, workspaces: Workspaces) -> anyhow::Result<Service> {
+async fn serve(
+    bus: &Bus,
+    host: &HostId,
+    vms: &Arc<Vms>,
+    workspaces: Workspaces,
+    doors: Option<Doors>,
+) -> anyhow::Result<Service> {
     let service = bus.service("host-agent", env!("CARGO_PKG_VERSION"), &format!("everything on host {host}")).await?;
     // From before the first command can come: what was asked of this process was asked after this.
     let since = Instant::now();
@@ -147,10 +157,10 @@ async fn serve(bus: &Bus, host: &HostId, vms: &Arc<Vms>, workspaces: Workspaces)
     service.serve_agent::<agent::HostAlive, _>(host, alive).await?;
     serve_images(&service, host, vms).await?;
     serve_vms(&service, host, vms).await?;
-    let (wire, all) = (bus.clone(), vms.clone());
+    let (wire, all, doors) = (bus.clone(), vms.clone(), Arc::new(doors));
     service
         .serve_agent::<agent::GuestOpen, _>(host, move |_, request| {
-            handlers::guest::open(wire.clone(), all.clone(), request)
+            handlers::guest::open(wire.clone(), all.clone(), doors.clone(), request)
         })
         .await?;
     command!(service, host, agent::GuestJobs, vms, |vms, request| handlers::guest::jobs(vms, request).await);

@@ -5,6 +5,7 @@
 
 mod call;
 mod connect;
+pub mod direct;
 mod events;
 mod serve;
 mod stream;
@@ -13,4 +14,4 @@ pub use call::CallOptions;
 pub use connect::{Bus, BusConfig, BusError};
 pub use events::Heard;
 pub use serve::{RequestContext, Service};
-pub use stream::ByteStream;
+pub use stream::{ByteStream, Listening};

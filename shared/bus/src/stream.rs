@@ -16,30 +16,35 @@ use std::{
     time::Duration,
 };
 
+use async_nats::Subscriber;
 use contract::{
     SessionId,
+    direct::RECORD_MAX,
     stream::DATA_MAX,
     subject::{stream_to_acceptor, stream_to_opener},
 };
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    sync::oneshot,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Bus, BusError};
 
 /// What both the stream and its pump know of its end.
 #[derive(Debug, Default)]
-struct Ending {
+pub(crate) struct Ending {
     /// Its user has shut the writing side down: what is buffered must still go out.
-    shut: bool,
+    pub(crate) shut: bool,
     /// Why it broke, if it did.
-    broken: Option<String>,
+    pub(crate) broken: Option<String>,
     /// Why the peer takes no more, although all it had to say has come.
-    unwanted: Option<String>,
+    pub(crate) unwanted: Option<String>,
 }
 
-type SharedEnding = Arc<Mutex<Ending>>;
+pub(crate) type SharedEnding = Arc<Mutex<Ending>>;
 
-fn with_ending<T>(ending: &SharedEnding, f: impl FnOnce(&mut Ending) -> T) -> T {
+pub(crate) fn with_ending<T>(ending: &SharedEnding, f: impl FnOnce(&mut Ending) -> T) -> T {
     f(&mut ending.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -52,7 +57,23 @@ pub struct ByteStream {
     ending: SharedEnding,
     dropped: CancellationToken,
     done: CancellationToken,
-    reset: Option<tokio::sync::oneshot::Sender<String>>,
+    heard: CancellationToken,
+    reset: Option<oneshot::Sender<String>>,
+}
+
+/// An opener's end that listens and has not said anything yet: the stream may still be taken by another road.
+#[derive(Debug)]
+pub struct Listening {
+    bus: Bus,
+    inbound: Subscriber,
+    send: String,
+}
+
+impl Listening {
+    /// The opener's end, from now on.
+    pub fn begin(self) -> ByteStream {
+        ByteStream::begin(self.bus, self.inbound, self.send, None)
+    }
 }
 
 impl ByteStream {
@@ -81,18 +102,53 @@ impl ByteStream {
         Self::start(bus, stream_to_acceptor(session), stream_to_opener(session), None).await
     }
 
+    /// The opener's end, as yet silent. It listens when this returns.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub async fn listen(bus: &Bus, session: SessionId) -> Result<Listening, BusError> {
+        let inbound = bus.subscribe(stream_to_opener(session)).await?;
+        Ok(Listening { bus: bus.clone(), inbound, send: stream_to_acceptor(session) })
+    }
+
+    /// Either end, over a connection of its own whose peer does the same ([`crate::direct`]).
+    pub(crate) fn direct(connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+        let (stream, inner, reset_asked) = Self::parts(2 * RECORD_MAX);
+        stream.heard.cancel();
+        let finished = stream.done.clone().drop_guard();
+        let (ending, dropped) = (stream.ending.clone(), stream.dropped.clone());
+        tokio::spawn(crate::direct::carry(connection, inner, ending, dropped, reset_asked, finished));
+        stream
+    }
+
     async fn start(bus: &Bus, listen: String, send: String, patience: Option<Duration>) -> Result<Self, BusError> {
         let inbound = bus.subscribe(listen).await?;
-        let (pipe, inner) = tokio::io::duplex(2 * DATA_MAX);
-        let ending = SharedEnding::default();
-        let (dropped, done) = (CancellationToken::new(), CancellationToken::new());
-        let (reset, reset_asked) = tokio::sync::oneshot::channel();
-        let pump = pump::Pump::new(bus.clone(), send, inner, ending.clone(), dropped.clone()).patient(patience);
-        let finished = done.clone().drop_guard();
+        Ok(Self::begin(bus.clone(), inbound, send, patience))
+    }
+
+    fn begin(bus: Bus, inbound: Subscriber, send: String, patience: Option<Duration>) -> Self {
+        let (stream, inner, reset_asked) = Self::parts(2 * DATA_MAX);
+        let (ending, dropped) = (stream.ending.clone(), stream.dropped.clone());
+        let pump = pump::Pump::new(bus, send, inner, ending, dropped, stream.heard.clone()).patient(patience);
+        let finished = stream.done.clone().drop_guard();
         tokio::spawn(async move {
             pump.run(inbound, reset_asked, finished).await;
         });
-        Ok(Self { pipe, ending, dropped, done, reset: Some(reset) })
+        stream
+    }
+
+    /// A stream, what carries it, and how that hears of a reset.
+    fn parts(buffer: usize) -> (Self, DuplexStream, oneshot::Receiver<String>) {
+        let (pipe, inner) = tokio::io::duplex(buffer);
+        let (reset, reset_asked) = oneshot::channel();
+        let (dropped, done, heard) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let stream = Self { pipe, ending: SharedEnding::default(), dropped, done, heard, reset: Some(reset) };
+        (stream, inner, reset_asked)
+    }
+
+    /// Waits for the peer's first word.
+    pub async fn heard(&self) {
+        self.heard.cancelled().await;
     }
 
     /// Ends both directions at once; the peer's reads fail with `reason`.

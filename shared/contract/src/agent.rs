@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     deadline,
+    direct::Opened,
     doctor::{ExamineRequest, Findings},
     error::ApiError,
     feature::{Features, PublishedPort},
@@ -278,6 +279,9 @@ pub struct OpenRequest {
     pub session: SessionId,
     /// What to connect it to.
     pub kind: SessionKind,
+    /// Whether the reply may offer a direct connection.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
 }
 
 /// Every VM the agent has a directory of.
@@ -407,7 +411,7 @@ agent_verbs! {
     /// Lists what the host has.
     VmList = "vm.list", deadline::QUICK, Empty => Observations;
     /// Opens a byte stream into a guest, or onto its console log.
-    GuestOpen = "guest.open", deadline::QUICK, OpenRequest => Empty;
+    GuestOpen = "guest.open", deadline::QUICK, OpenRequest => Opened;
     /// Lists, starts or signals the commands of a guest.
     GuestJobs = "guest.jobs", deadline::QUICK, job::AskRequest => job::Jobs;
 }

@@ -141,6 +141,11 @@ impl ApiError {
         self
     }
 
+    /// Whether it is how somebody older answers a request that has this field, which it does not know.
+    pub fn refuses_field(&self, field: &str) -> bool {
+        self.code == ErrorCode::InvalidArgument && self.message.contains(&format!("unknown field `{field}`"))
+    }
+
     /// The same with machine-readable particulars.
     #[must_use]
     pub fn details(mut self, details: serde_json::Value) -> Self {

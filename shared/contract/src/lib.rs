@@ -8,6 +8,7 @@ pub mod agent;
 pub mod change;
 pub mod config_drive;
 pub mod deadline;
+pub mod direct;
 pub mod dns;
 pub mod doctor;
 pub mod error;

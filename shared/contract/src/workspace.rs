@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     deadline,
-    host::Empty,
+    direct::Opened,
     id::SessionId,
     job::{self, Attach, Job, JobName, Jobs},
     operation::default_wait_ms,
@@ -157,6 +157,10 @@ pub struct OpenRequest {
     pub session: SessionId,
     /// What to connect it to.
     pub kind: SessionKind,
+    /// Whether the reply may offer a direct connection to the host. The opener then says nothing on the bus until it has
+    /// decided for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
 }
 
 /// Runs a command and collects what it prints, for callers without byte streams.
@@ -194,7 +198,7 @@ pub struct ExecReply {
 
 verbs! {
     /// Opens a byte stream to a VM: a process, its ssh server or its console log.
-    Open = "warren.workspace.open", false, deadline::QUICK, OpenRequest => Empty;
+    Open = "warren.workspace.open", false, deadline::QUICK, OpenRequest => Opened;
     /// Runs a command in a VM and collects what it prints.
     Exec = "warren.workspace.exec", false, deadline::WAITING, ExecRequest => ExecReply;
     /// Lists the commands that run in a VM, and those that have ended and are still remembered.

@@ -255,6 +255,10 @@ fn host_env(layout: &Layout, plan: &Plan, id: &str) -> Vec<(String, String)> {
         ("WARREN_KERNEL_MODULES", path(&plan.modules)),
         ("WARREN_GUEST_AGENT", path(&plan.guest_agent)),
     ];
+    if std::env::var_os("WARREN_STREAM_ADDRESS").is_none() {
+        // Clients of a lab on this machine reach its hosts; any free port will do.
+        pairs.push(("WARREN_STREAM_ADDRESS", "127.0.0.1:0".to_owned()));
+    }
     if plan.host_ids().first().is_none_or(|first| first != id) {
         // Each host serves the names of all; one of them has the machine's port.
         pairs.push(("WARREN_DNS_ADDRESS", String::new()));

@@ -2,12 +2,15 @@
 
 use std::{io::SeekFrom, os::fd::AsRawFd, path::Path, sync::Arc, time::Duration};
 
-use bus::{Bus, ByteStream};
+use bus::{
+    Bus, ByteStream,
+    direct::{Arrival, Doors},
+};
 use contract::{
     ApiError,
     agent::{HostVmState, OpenRequest},
+    direct::{Opened, TOKEN_LIFE},
     guest::Request,
-    host::Empty,
     job::{AskRequest, Jobs},
     workspace::SessionKind,
 };
@@ -33,7 +36,12 @@ const COPY: usize = 32 * 1024;
 ///
 /// # Errors
 /// `not_found`, `failed_precondition` when the VM does not run, or what the guest answered.
-pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty, ApiError> {
+pub async fn open(
+    bus: Bus,
+    vms: Arc<Vms>,
+    doors: Arc<Option<Doors>>,
+    request: OpenRequest,
+) -> Result<Opened, ApiError> {
     let wanted = match &request.kind {
         SessionKind::Exec(command) => Request::Exec(command.clone()),
         SessionKind::Attach(attach) => Request::Attach(attach.clone()),
@@ -49,7 +57,7 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
             }
             let stream = ByteStream::accept(&bus, request.session).await?;
             tokio::spawn(logs(stream, path, *follow, *tail_bytes));
-            return Ok(Empty {});
+            return Ok(Opened::default());
         }
     };
     let (guest, mut observed) = vms.guest(request.vm)?;
@@ -57,12 +65,27 @@ pub async fn open(bus: Bus, vms: Arc<Vms>, request: OpenRequest) -> Result<Empty
     let stream = ByteStream::accept(&bus, request.session).await?;
     let inside = guest.ask(&wanted).await?;
     let open = vms.session(request.vm);
+    let doors = doors.as_ref().as_ref().filter(|_| request.direct);
+    let (direct, arrival) = doors.and_then(|doors| doors.expect(request.session)).unzip();
     tokio::spawn(async move {
         let _open = open;
+        let stream = match arrival {
+            Some(arrival) => by_either_road(stream, arrival).await,
+            None => stream,
+        };
         let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
         carry(stream, inside, async move { drop(off.await) }).await;
     });
-    Ok(Empty {})
+    Ok(Opened { direct })
+}
+
+/// The road the client takes: the direct connection, or the bus once it speaks there, or after the time it had.
+async fn by_either_road(stream: ByteStream, mut arrival: Arrival) -> ByteStream {
+    tokio::select! {
+        direct = arrival.stream() => direct,
+        () = stream.heard() => stream,
+        () = tokio::time::sleep(TOKEN_LIFE) => stream,
+    }
 }
 
 /// Lists, starts or signals the jobs of a guest.
@@ -76,7 +99,7 @@ pub async fn jobs(vms: Arc<Vms>, request: AskRequest) -> Result<Jobs, ApiError> 
 }
 
 /// Connects to the serial console, which is the VMM's and needs no guest that answers.
-async fn console(bus: &Bus, vms: &Vms, request: &OpenRequest) -> Result<Empty, ApiError> {
+async fn console(bus: &Bus, vms: &Vms, request: &OpenRequest) -> Result<Opened, ApiError> {
     let (_, mut observed) = vms.guest(request.vm)?;
     let socket = console_socket(&vms.dir(request.vm)).await?;
     let stream = ByteStream::accept(bus, request.session).await?;
@@ -86,7 +109,7 @@ async fn console(bus: &Bus, vms: &Vms, request: &OpenRequest) -> Result<Empty, A
         let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
         carry(stream, socket, async move { drop(off.await) }).await;
     });
-    Ok(Empty {})
+    Ok(Opened::default())
 }
 
 /// The VMM's end of the serial console, which talks to one client at a time.

@@ -108,7 +108,7 @@ async fn start(app: &App, request: &ExecRequest) -> Result<ByteStream, ApiError>
     let vm = session::find(&app.bus, &request.vm, &kind).await?;
     let session = SessionId::new();
     let stream = ByteStream::open(&app.bus, session).await?;
-    session::connect(&app.bus, &vm, session, kind).await?;
+    session::connect(&app.bus, &vm, session, kind, false).await?;
     Ok(stream)
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bus::RequestContext;
 use contract::{
     ApiError,
-    host::Empty,
+    direct::Opened,
     workspace::{OpenRequest, SessionKind},
 };
 
@@ -16,7 +16,7 @@ use super::{
 use crate::domain::command;
 
 /// Has a VM's host connect the caller's byte stream.
-pub async fn handle(app: Arc<App>, _: RequestContext, request: OpenRequest) -> Result<Empty, ApiError> {
+pub async fn handle(app: Arc<App>, _: RequestContext, request: OpenRequest) -> Result<Opened, ApiError> {
     if let SessionKind::Exec(command) = &request.kind {
         command::check(command)?;
         if command.detach {
@@ -26,10 +26,10 @@ pub async fn handle(app: Arc<App>, _: RequestContext, request: OpenRequest) -> R
     }
     let opening = async {
         let vm = session::find(&app.bus, &request.vm, &request.kind).await?;
-        session::connect(&app.bus, &vm, request.session, request.kind).await
+        session::connect(&app.bus, &vm, request.session, request.kind, request.direct).await
     };
     match tokio::time::timeout(OPENING, opening).await {
-        Ok(opened) => opened.map(|()| Empty {}),
+        Ok(opened) => opened,
         Err(_) => Err(ApiError::deadline_exceeded(format!(
             "the VM's host did not answer within {} s",
             OPENING.as_secs()

@@ -6,6 +6,7 @@ use bus::{Bus, CallOptions};
 use contract::{
     ApiError, ErrorCode, SessionId,
     agent::{GuestOpen, OpenRequest},
+    direct::Opened,
     vm::{self, Vm, VmRef},
     workspace::SessionKind,
 };
@@ -31,14 +32,26 @@ pub async fn find(bus: &Bus, name_or_id: &str, kind: &SessionKind) -> Result<Vm,
     Ok(vm)
 }
 
-/// Has the VM's host connect the stream, whose opener listens already.
+/// Has the VM's host connect the stream, whose opener listens already; the host may offer a direct connection where that is wanted.
 ///
 /// # Errors
 /// What the host-agent answered; `unavailable` when it is not connected.
-pub async fn connect(bus: &Bus, vm: &Vm, session: SessionId, kind: SessionKind) -> Result<(), ApiError> {
-    let opened = bus.command::<GuestOpen>(&vm.host, &OpenRequest { vm: vm.id, session, kind }).await;
+pub async fn connect(
+    bus: &Bus,
+    vm: &Vm,
+    session: SessionId,
+    kind: SessionKind,
+    direct: bool,
+) -> Result<Opened, ApiError> {
+    let mut request = OpenRequest { vm: vm.id, session, kind, direct };
+    let mut opened = bus.command::<GuestOpen>(&vm.host, &request).await;
+    if direct && opened.as_ref().is_err_and(|error| error.refuses_field("direct")) {
+        // A host-agent of before direct streams.
+        request.direct = false;
+        opened = bus.command::<GuestOpen>(&vm.host, &request).await;
+    }
     match opened {
-        Ok(_) => Ok(()),
+        Ok(opened) => Ok(opened),
         Err(error) if error.code == ErrorCode::Unavailable && error.hint.is_none() => {
             let hint = format!("VM {} is on {}; `warren host ls` tells whether that host is up", vm.name, vm.host);
             Err(error.hint(hint))

@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use contract::{
     ApiError, HostId,
     agent::{GuestJobs, GuestOpen, OpenRequest},
+    direct::Opened,
     frame::{Exit, Frame},
-    host::Empty,
     job::{JobAsk, Jobs},
     workspace::{Command, SessionKind},
 };
@@ -107,7 +107,7 @@ struct Guest {
 }
 
 impl Guest {
-    async fn open(self, request: OpenRequest) -> Result<Empty, ApiError> {
+    async fn open(self, request: OpenRequest) -> Result<Opened, ApiError> {
         self.seen.lock().unwrap().opened.push(request.clone());
         if let SessionKind::Exec(command) = &request.kind {
             if command.argv[0] == "refused" {
@@ -132,7 +132,7 @@ impl Guest {
                 SessionKind::Logs { .. } => log(stream).await,
             }
         });
-        Ok(Empty {})
+        Ok(Opened::default())
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) struct Pump {
     writer: WriteHalf<DuplexStream>,
     ending: SharedEnding,
     dropped: CancellationToken,
+    /// Tells the user of the peer's first packet.
+    heard_once: CancellationToken,
     sender: Sender,
     receiver: Receiver,
     buffer: BytesMut,
@@ -72,6 +74,7 @@ impl Pump {
         pipe: DuplexStream,
         ending: SharedEnding,
         dropped: CancellationToken,
+        heard_once: CancellationToken,
     ) -> Self {
         let (reader, writer) = tokio::io::split(pipe);
         let now = Instant::now();
@@ -82,6 +85,7 @@ impl Pump {
             writer,
             ending,
             dropped,
+            heard_once,
             sender: Sender::new(),
             receiver: Receiver::new(),
             buffer: BytesMut::with_capacity(DATA_MAX),
@@ -145,6 +149,7 @@ impl Pump {
     /// A packet came.
     async fn packet(&mut self, payload: Bytes) -> Next {
         self.heard = Instant::now();
+        self.heard_once.cancel();
         self.patience = None;
         match Packet::decode(payload) {
             None => Next::Broken("the peer sent a malformed packet".to_owned()),
