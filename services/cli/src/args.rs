@@ -7,12 +7,14 @@ use clap::{Args, Parser, Subcommand};
 
 pub use exec::{ExecArgs, JobCommand, without_exec};
 pub use lab::LabCommand;
+pub use run::RunArgs;
 pub use vm::{CreateArgs, FeatureArgs, PostmortemArgs, SetArgs, TopArgs, VmCommand, Which};
 
 use crate::{dev::args::DevCommand, output::Format};
 
 mod exec;
 mod lab;
+mod run;
 mod vm;
 
 const EXIT_CODES: &str = "\
@@ -73,6 +75,8 @@ pub enum Command {
         /// Which.
         command: VmCommand,
     },
+    /// Run a command in a VM made for it
+    Run(Box<RunArgs>),
     /// Log in to a VM, or run a command in it, with ssh
     Ssh(SshArgs),
     /// Print a configuration for ssh, so that plain `ssh web.warren`, scp, rsync, VS Code and Ansible find the VMs

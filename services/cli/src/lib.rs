@@ -107,6 +107,7 @@ async fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Op { command } => commands::operation::run(&global, format, command).await,
         Command::Exec(args) => commands::exec::run(&global, format, args).await,
         Command::Job { command } => commands::job::run(&global, format, command).await,
+        Command::Run(args) => Box::pin(commands::run::run(&global, format, *args)).await,
         Command::Cp(args) => commands::cp::run(&global, args).await,
         Command::PortForward(args) => commands::port_forward::run(&global, args).await,
         Command::SshConfig(args) => commands::ssh_config::run(&global, &args).await,

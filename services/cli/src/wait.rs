@@ -110,7 +110,7 @@ pub async fn with_progress(
             }
         }
     };
-    line.finish();
+    drop(line);
     match ended {
         Some(ended) => Ok(Waited::Ended(Box::new(ended?))),
         None => {
@@ -118,6 +118,19 @@ pub async fn with_progress(
             Ok(Waited::Interrupted)
         }
     }
+}
+
+/// Waits for an operation's end with a progress line, whatever signals come; for commands that end what they wait for.
+///
+/// # Errors
+/// As [`follow`].
+pub async fn shown(client: &Client, operation: Operation, format: Format) -> Result<Operation, Failure> {
+    let mut line = ProgressLine::new(format);
+    let ended = follow(client, operation, None, |now| {
+        line.show(now);
+        Ok(())
+    });
+    ended.await
 }
 
 fn say_how_to_go_on(id: OperationId) {
@@ -244,8 +257,11 @@ impl ProgressLine {
             }
         }
     }
+}
 
-    fn finish(&self) {
+/// Also where its wait is left half way.
+impl Drop for ProgressLine {
+    fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -11,6 +11,7 @@ pub mod job;
 pub mod lab;
 pub mod operation;
 pub mod port_forward;
+pub mod run;
 pub mod ssh;
 pub mod ssh_config;
 pub mod vm;

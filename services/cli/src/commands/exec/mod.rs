@@ -35,11 +35,18 @@ pub async fn run(global: &Global, format: Format, args: ExecArgs) -> Result<Outc
     if args.detach {
         return detached(&client, format, args.vm, command).await;
     }
-    let job = command.job.clone();
-    let stream = client.open(&args.vm, SessionKind::Exec(command)).await?;
-    let raw = args.tty && args.interactive && io::stdin().is_terminal();
-    let conversation = Conversation { vm: args.vm, job, input: Some(args.interactive), tty: args.tty, raw };
-    converse(&client, stream, conversation).await
+    foreground(&client, args.vm, command, args.interactive).await
+}
+
+/// Runs a command to its end, with this process' streams, terminal and signals.
+///
+/// # Errors
+/// As [`run`].
+pub async fn foreground(client: &Client, vm: String, command: Command, interactive: bool) -> Result<Outcome, Failure> {
+    let (job, tty) = (command.job.clone(), command.tty.is_some());
+    let stream = client.open(&vm, SessionKind::Exec(command)).await?;
+    let raw = tty && interactive && io::stdin().is_terminal();
+    converse(client, stream, Conversation { vm, job, input: Some(interactive), tty, raw }).await
 }
 
 /// Starts a command that nobody is attached to, and prints its name.
@@ -57,7 +64,11 @@ async fn detached(client: &Client, format: Format, vm: String, command: Command)
     Ok(Outcome::Done)
 }
 
-fn command(args: &ExecArgs) -> Result<Command, ApiError> {
+/// What the arguments ask for.
+///
+/// # Errors
+/// Something of it is malformed.
+pub fn command(args: &ExecArgs) -> Result<Command, ApiError> {
     if let Some(wrong) = args.env.iter().find(|pair| pair.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
         return Err(ApiError::invalid_argument(format!("{wrong:?} is not NAME=VALUE")));
     }
