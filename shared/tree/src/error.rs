@@ -70,6 +70,17 @@ pub enum GuestError {
         /// Some of them.
         what: String,
     },
+    /// Programs in the VM changed the tree that was to be replaced, which was put back.
+    #[error("{path} changed while it was being replaced: {what}")]
+    Raced {
+        /// The workspace.
+        path: String,
+        /// Some of what changed.
+        what: String,
+    },
+    /// What is known of a prepare that was cut off in the middle cannot be read.
+    #[error("what the VM remembers of {0} is damaged, in the middle of a prepare")]
+    Damaged(String),
     /// The VM's disk has not enough room.
     #[error("the VM's disk has {free} bytes free, {wanted} are needed")]
     NoRoom {
@@ -121,9 +132,9 @@ impl GuestError {
             Self::Aborted => ErrorCode::Cancelled,
             Self::Path { .. } | Self::Tree(_) | Self::Protocol(_) => ErrorCode::InvalidArgument,
             Self::NoWorkspace(_) => ErrorCode::NotFound,
-            Self::Occupied(_) | Self::Unexported { .. } => ErrorCode::FailedPrecondition,
+            Self::Occupied(_) | Self::Unexported { .. } | Self::Damaged(_) => ErrorCode::FailedPrecondition,
             Self::NoRoom { .. } | Self::NoInodes { .. } | Self::TooMuch(_) => ErrorCode::ResourceExhausted,
-            Self::Changed(_) | Self::Client(_) | Self::Stale { .. } => ErrorCode::Aborted,
+            Self::Changed(_) | Self::Client(_) | Self::Stale { .. } | Self::Raced { .. } => ErrorCode::Aborted,
             Self::Stream(_) => ErrorCode::Unavailable,
             Self::Files { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::ResourceExhausted,
@@ -143,6 +154,8 @@ impl GuestError {
             Self::Occupied(_) => "name another path, or give force: what is there is lost then",
             Self::NoWorkspace(_) => "prepare it first",
             Self::Unexported { .. } => "export them first, or give force: they are lost then",
+            Self::Raced { .. } => "export what changed and prepare again, or give force: it is lost then",
+            Self::Damaged(_) => "save what you need of its files and prepare it with force, or remove it with force",
             Self::NoRoom { .. } | Self::NoInodes { .. } => {
                 "make the VM's disk larger (vm set --disk), or send less of it"
             }

@@ -10,14 +10,14 @@ use contract::{
     FileName,
     worktree::{ChangeList, ExportOrder, TransferSummary},
 };
-use sha1::{Digest, Sha1};
 use tar::{Builder, EntryType, Header};
 
 use crate::{
     BlobHasher, GuestError, Mtime, StateDir, Transfer,
     files::{Root, Stat},
+    loss::digest_of,
     receive::{YOUNG, now, recover_at},
-    repo::{self, Repository},
+    repo,
     row::{Kind, Row},
     scan::{Difference, Scan, Seen, scan},
     site::{Present, Site},
@@ -82,18 +82,6 @@ pub fn export(
     };
     noted.map_err(GuestError::files("noting the export"))?;
     Ok(summary)
-}
-
-/// What was exported, in one digest; with commits only where they went along.
-pub(crate) fn digest_of(differences: &[Difference], repository: &Repository, commits: bool) -> String {
-    let mut hash = Sha1::new();
-    for difference in differences {
-        hash.update(serde_json::to_vec(&difference.change()).unwrap_or_default());
-    }
-    if commits {
-        hash.update(serde_json::to_vec(&repository.head).unwrap_or_default());
-    }
-    hex::encode(hash.finalize())
 }
 
 /// A file of a repository's objects that the base has not.
@@ -277,7 +265,8 @@ fn advance(
     head.exported = None;
     head.rows = crate::state::Head::rows_of(order.operation);
     if order.commits {
-        head.repository = scan.repository.clone();
+        // Only HEAD's commits went along: other branches and stashes are still changes.
+        head.repository = head.repository.with_head_of(&scan.repository);
         head.about.head.clone_from(&scan.repository.head);
         head.about.branch.clone_from(&scan.repository.branch);
     }

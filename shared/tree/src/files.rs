@@ -12,12 +12,13 @@ use std::{
 };
 
 use nix::{
+    NixPath,
     dir::{Dir, Type},
     errno::Errno,
     fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat},
     libc,
     sys::{
-        stat::{FileStat, Mode, UtimensatFlags, fstatat, mkdirat, utimensat},
+        stat::{Mode, UtimensatFlags, fstatat, mkdirat, utimensat},
         time::TimeSpec,
     },
     unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat},
@@ -36,14 +37,14 @@ pub(crate) struct Stat {
 }
 
 impl Stat {
-    fn of(stat: &FileStat) -> Self {
-        let time = |secs, nanos| Mtime { secs, nanos: u32::try_from(nanos).unwrap_or(0) };
+    fn of(stat: &libc::statx) -> Self {
+        let time = |time: libc::statx_timestamp| Mtime { secs: time.tv_sec, nanos: time.tv_nsec };
         Self {
-            mode: stat.st_mode,
-            ino: stat.st_ino,
-            size: u64::try_from(stat.st_size).unwrap_or(0),
-            mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-            ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+            mode: u32::from(stat.stx_mode),
+            ino: stat.stx_ino,
+            size: stat.stx_size,
+            mtime: time(stat.stx_mtime),
+            ctime: time(stat.stx_ctime),
         }
     }
 
@@ -64,11 +65,46 @@ impl Stat {
     }
 }
 
+/// Where a file is: its mount, and its device. Another directory bound there is another mount of the same device; a subvolume is another
+/// device in the same mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Whereabouts {
+    mount: u64,
+    device: (u32, u32),
+}
+
+impl Whereabouts {
+    fn of(stat: &libc::statx) -> Self {
+        // A kernel before 5.8 does not tell: then devices are all there is.
+        let mount = if stat.stx_mask & MNT_ID == 0 { 0 } else { stat.stx_mnt_id };
+        Self { mount, device: (stat.stx_dev_major, stat.stx_dev_minor) }
+    }
+}
+
+/// `STATX_MNT_ID` of `linux/stat.h`.
+const MNT_ID: u32 = 0x1000;
+
+/// Calls `statx(2)`, which does not follow a link at the end of the path.
+fn statx(fd: BorrowedFd<'_>, path: &[u8]) -> Result<libc::statx, Errno> {
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
+    let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let outcome = path.with_nix_path(|path| {
+        // SAFETY: the path ends with a NUL, the descriptor is open, and the kernel writes no more than the structure it is given.
+        unsafe {
+            let mask = libc::STATX_BASIC_STATS | MNT_ID;
+            libc::syscall(libc::SYS_statx, fd.as_raw_fd(), path.as_ptr(), flags, mask, stat.as_mut_ptr())
+        }
+    })?;
+    Errno::result(outcome)?;
+    // SAFETY: every value of its fields is one, and it was zeroed before the kernel filled it.
+    Ok(unsafe { stat.assume_init() })
+}
+
 /// A directory that is held open.
 #[derive(Debug)]
 pub(crate) struct Root {
     fd: OwnedFd,
-    device: u64,
+    whereabouts: Whereabouts,
 }
 
 const BENEATH: ResolveFlag =
@@ -76,8 +112,8 @@ const BENEATH: ResolveFlag =
 
 impl Root {
     pub(crate) fn hold(fd: OwnedFd) -> io::Result<Self> {
-        let device = nix::sys::stat::fstat(&fd)?.st_dev;
-        Ok(Self { fd, device })
+        let whereabouts = Whereabouts::of(&statx(fd.as_fd(), b"")?);
+        Ok(Self { fd, whereabouts })
     }
 
     /// Opens a directory by its absolute path without links.
@@ -111,14 +147,10 @@ impl Root {
         Ok(self.stat_here(path)?.map(|(stat, _)| stat))
     }
 
-    /// The same, and whether it is on another filesystem.
+    /// The same, and whether something else is mounted there: another filesystem, or another directory of the same one.
     pub(crate) fn stat_here(&self, path: &[u8]) -> io::Result<Option<(Stat, bool)>> {
-        let (path, flags) = match path {
-            b"" => (&b""[..], AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_EMPTY_PATH),
-            _ => (path, AtFlags::AT_SYMLINK_NOFOLLOW),
-        };
-        match fstatat(&self.fd, path, flags) {
-            Ok(stat) => Ok(Some((Stat::of(&stat), stat.st_dev != self.device))),
+        match statx(self.fd.as_fd(), path) {
+            Ok(stat) => Ok(Some((Stat::of(&stat), Whereabouts::of(&stat) != self.whereabouts))),
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
@@ -142,7 +174,7 @@ impl Root {
             let directory = match entry.file_type() {
                 Some(kind) => kind == Type::Directory,
                 None => fstatat(&self.fd, &join(path, name)[..], AtFlags::AT_SYMLINK_NOFOLLOW)
-                    .is_ok_and(|stat| Stat::of(&stat).is_dir()),
+                    .is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR),
             };
             names.push((name.to_vec(), directory));
         }
@@ -170,7 +202,7 @@ impl Root {
         Ok(fchownat(&self.fd, path, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)), flags)?)
     }
 
-    /// Removes what is at a path with all below it, without leaving the filesystem; nothing there is fine.
+    /// Removes what is at a path with all below it, without entering what is mounted there; nothing there is fine.
     pub(crate) fn remove(&self, path: &[u8]) -> io::Result<()> {
         match unlinkat(&self.fd, path, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
@@ -178,8 +210,8 @@ impl Root {
             Err(errno) => return Err(errno.into()),
         }
         let inside = self.directory(path)?;
-        if inside.device != self.device {
-            let text = format!("{} is on another filesystem", OsStr::from_bytes(path).display());
+        if inside.whereabouts != self.whereabouts {
+            let text = format!("something is mounted at {}", OsStr::from_bytes(path).display());
             return Err(io::Error::other(text));
         }
         for (name, directory) in inside.list(b"")? {
@@ -210,6 +242,11 @@ impl Root {
     /// Another descriptor of the same directory.
     pub(crate) fn as_owned(&self) -> io::Result<OwnedFd> {
         self.fd.try_clone()
+    }
+
+    /// Puts the directory's names on its disk.
+    pub(crate) fn sync_names(&self) -> io::Result<()> {
+        Ok(nix::unistd::fsync(&self.fd)?)
     }
 
     /// Puts everything of this filesystem on its disk.

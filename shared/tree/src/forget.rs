@@ -4,8 +4,8 @@ use contract::worktree::RemoveOrder;
 
 use crate::{
     GuestError, StateDir, Transfer,
-    export::digest_of,
-    receive::recover_at,
+    loss::loss,
+    receive::{abandon, recover_at},
     scan::scan,
     site::{Present, Site},
     state,
@@ -18,29 +18,31 @@ use crate::{
 pub fn forget(order: &RemoveOrder, state: &StateDir) -> Result<(), GuestError> {
     let none = || GuestError::NoWorkspace(order.path.clone());
     let site = Site::find(&order.path, state)?.ok_or_else(none)?;
-    recover_at(&site.state)?;
     let wrong = || GuestError::files("removing the workspace");
+    match recover_at(&site.state) {
+        // Nothing that is known of it can be believed.
+        Err(GuestError::Damaged(_)) if order.force => {
+            abandon(&site.state)?;
+            return if order.keep_files { Ok(()) } else { remove(order, &site) };
+        }
+        outcome => outcome?,
+    }
     match site.look()? {
         Present::Prepared(base, root) => {
-            let watch = Transfer::default();
-            if !order.force && !order.keep_files {
-                let scan = scan(&base, &root, false, &watch)?;
-                if let Some(what) = scan.first_change(&base) {
-                    let differences = scan.differences(&base, &root, u64::MAX, &watch)?;
-                    let commits = base.head.repository.moved(&scan.repository).is_some();
-                    let exported = |commits| Some(digest_of(&differences, &scan.repository, commits));
-                    if base.head.exported != exported(true) && (commits || base.head.exported != exported(false)) {
-                        return Err(GuestError::Unexported { path: order.path.clone(), what });
-                    }
-                }
-            }
-            drop(root);
             if !order.keep_files {
-                if site.is_mount()? {
-                    let why = "a filesystem is mounted there, which cannot be removed; keep its files".to_owned();
+                let watch = Transfer::default();
+                let scan = scan(&base, &root, true, &watch)?;
+                if let Some(mount) = &scan.mount {
+                    let why = format!("something else is mounted at {mount} in it; unmount it first");
                     return Err(GuestError::Path { path: order.path.clone(), why });
                 }
-                site.parent.remove(&site.name).map_err(wrong())?;
+                if !order.force
+                    && let Some(what) = loss(&base, &root, &scan, &watch)?
+                {
+                    return Err(GuestError::Unexported { path: order.path.clone(), what });
+                }
+                drop(root);
+                remove(order, &site)?;
             }
         }
         // Its files went without us.
@@ -48,4 +50,12 @@ pub fn forget(order: &RemoveOrder, state: &StateDir) -> Result<(), GuestError> {
         _ => return Err(none()),
     }
     state::forget(&site.state).map_err(wrong())
+}
+
+fn remove(order: &RemoveOrder, site: &Site) -> Result<(), GuestError> {
+    if site.is_mount()? {
+        let why = "a filesystem is mounted there, which cannot be removed; keep its files".to_owned();
+        return Err(GuestError::Path { path: order.path.clone(), why });
+    }
+    site.parent.remove(&site.name).map_err(GuestError::files("removing the workspace"))
 }

@@ -12,6 +12,7 @@ mod export;
 mod files;
 mod forget;
 mod frames;
+mod loss;
 mod read_export;
 mod receive;
 mod repo;

@@ -1,10 +1,16 @@
 //! A workspace's **repository**, as far as it says whether commits were made in the VM: read without git, which the image need not have.
 
-use std::{collections::BTreeMap, io::Read};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{Root, join};
+use crate::{
+    files::{Root, Stat, join},
+    row::{Kind, Row},
+};
 
 /// The most bytes of HEAD or of one branch's file.
 const REF_MAX: u64 = 4096;
@@ -12,7 +18,9 @@ const REF_MAX: u64 = 4096;
 const PACKED_MAX: u64 = 16 << 20;
 /// How many branches are looked at.
 const BRANCHES_MAX: usize = 10_000;
-/// How deep branches' names may be.
+/// How many repositories within a repository are looked at.
+const MODULES_MAX: usize = 10_000;
+/// How deep the names of branches, and of submodules, may be.
 const DEPTH_MAX: usize = 16;
 /// What is left in `.git` in the middle of a merge, a rebase and their like.
 pub(crate) const UNDER_WAY: [&[u8]; 7] =
@@ -27,31 +35,44 @@ pub(crate) struct Repository {
     pub branch: Option<String>,
     /// All branches and the stash.
     pub branches: BTreeMap<String, String>,
+    /// Those within it, by where they are: submodules', and others that came with the tree.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub modules: BTreeMap<String, Repository>,
 }
 
 impl Repository {
-    /// Looks at the one of a workspace.
-    pub(crate) fn look(root: &Root) -> Self {
+    /// Looks at the one of a workspace, and at those within it: what is below `.git/modules`, and what is one by the rows.
+    pub(crate) fn look(root: &Root, rows: &[Row]) -> Self {
+        let mut places = known(rows);
+        modules(root, b".git/modules", 0, &mut places);
+        let within = places.into_iter().map(|place| (crate::wire::text(&place), Self::at(root, &place)));
+        // Those that went away have no commits.
+        let modules = within.filter(|(_, repository)| *repository != Self::default()).collect();
+        Self { modules, ..Self::at(root, b".git") }
+    }
+
+    fn at(root: &Root, git: &[u8]) -> Self {
         let mut branches = BTreeMap::new();
-        if let Some(text) = read(root, b".git/packed-refs", PACKED_MAX) {
+        if let Some(text) = read(root, &join(git, b"packed-refs"), PACKED_MAX) {
             for line in text.lines().filter(|line| !line.starts_with(['#', '^'])) {
                 if let Some((id, name)) = line.split_once(' ') {
                     add(&mut branches, name, id);
                 }
             }
         }
-        loose(root, "refs/heads", 0, &mut branches);
-        if let Some(id) = read(root, b".git/refs/stash", REF_MAX) {
+        loose(root, git, "refs/heads", 0, &mut branches);
+        if let Some(id) = read(root, &join(git, b"refs/stash"), REF_MAX) {
             add(&mut branches, "refs/stash", &id);
         }
-        let text = read(root, b".git/HEAD", REF_MAX).unwrap_or_default();
+        let text = read(root, &join(git, b"HEAD"), REF_MAX).unwrap_or_default();
         match text.trim_end().strip_prefix("ref: ") {
             Some(name) => Self {
                 head: branches.get(name).cloned(),
                 branch: name.strip_prefix("refs/heads/").map(str::to_owned),
                 branches,
+                ..Self::default()
             },
-            None => Self { head: Some(text.trim().to_owned()).filter(|id| is_id(id)), branch: None, branches },
+            None => Self { head: Some(text.trim().to_owned()).filter(|id| is_id(id)), branches, ..Self::default() },
         }
     }
 
@@ -64,12 +85,62 @@ impl Repository {
                 None => "commits at HEAD".to_owned(),
             });
         }
-        let known = |id: &String| self.branches.values().any(|known| known == id) || self.head.as_ref() == Some(id);
-        let (name, _) = now.branches.iter().find(|(_, id)| !known(id))?;
-        Some(match name.strip_prefix("refs/heads/") {
-            Some(branch) => format!("commits on {branch}, which is not checked out (push it from the VM)"),
-            None => "a stash (git stash list)".to_owned(),
+        self.moved_elsewhere(now)
+    }
+
+    /// The same without what leads to HEAD: what an export with commits does not take along.
+    pub(crate) fn moved_elsewhere(&self, now: &Self) -> Option<String> {
+        let heads = [&self.head, &now.head];
+        let known = |id: &String| {
+            self.branches.values().any(|known| known == id) || heads.iter().any(|head| **head == Some(id.clone()))
+        };
+        if let Some((name, _)) = now.branches.iter().find(|(_, id)| !known(id)) {
+            return Some(match name.strip_prefix("refs/heads/") {
+                Some(branch) => format!("commits on {branch}, which is not checked out (push it from the VM)"),
+                None => "a stash (git stash list)".to_owned(),
+            });
+        }
+        now.modules.iter().find_map(|(place, now)| match self.modules.get(place) {
+            Some(before) => before.moved(now).map(|what| format!("{what} in {place}")),
+            None => Some(format!("the repository {place}, which was made in the VM")),
         })
+    }
+
+    /// What is known once HEAD's commits have been taken out of a later state.
+    pub(crate) fn with_head_of(&self, now: &Self) -> Self {
+        let mut known = Self { head: now.head.clone(), branch: now.branch.clone(), ..self.clone() };
+        if let (Some(branch), Some(id)) = (&now.branch, &now.head) {
+            known.branches.insert(format!("refs/heads/{branch}"), id.clone());
+        }
+        known
+    }
+}
+
+/// The repositories within a workspace that came with it.
+fn known(rows: &[Row]) -> BTreeSet<Vec<u8>> {
+    let find = |path: &[u8]| rows.binary_search_by(|row| row.path[..].cmp(path)).ok();
+    let is_directory = |index: usize| matches!(rows[index].kind, Kind::Directory { .. });
+    let heads = rows.iter().filter_map(|row| row.path.strip_suffix(b"/HEAD").filter(|_| row.is_git()));
+    let places = heads.filter(|place| *place != b".git" && find(&join(place, b"objects")).is_some_and(is_directory));
+    places.take(MODULES_MAX).map(<[u8]>::to_vec).collect()
+}
+
+/// Those of submodules, whose names may have slashes, and of theirs.
+fn modules(root: &Root, place: &[u8], depth: usize, found: &mut BTreeSet<Vec<u8>>) {
+    if depth > DEPTH_MAX || root.stat(place).is_ok_and(|stat| stat.is_none()) {
+        return;
+    }
+    for (name, directory) in root.list(place).unwrap_or_default() {
+        if !directory || found.len() >= MODULES_MAX {
+            continue;
+        }
+        let inside = join(place, &name);
+        if root.stat(&join(&inside, b"HEAD")).is_ok_and(|stat| stat.as_ref().is_some_and(Stat::is_file)) {
+            modules(root, &join(&inside, b"modules"), depth + 1, found);
+            found.insert(inside);
+        } else {
+            modules(root, &inside, depth + 1, found);
+        }
     }
 }
 
@@ -97,13 +168,13 @@ fn add(branches: &mut BTreeMap<String, String>, name: &str, id: &str) {
 }
 
 /// Branches that are files of their own, which count before packed ones.
-fn loose(root: &Root, place: &str, depth: usize, branches: &mut BTreeMap<String, String>) {
-    for (name, directory) in root.list(format!(".git/{place}").as_bytes()).unwrap_or_default() {
+fn loose(root: &Root, git: &[u8], place: &str, depth: usize, branches: &mut BTreeMap<String, String>) {
+    for (name, directory) in root.list(&join(git, place.as_bytes())).unwrap_or_default() {
         let Ok(name) = String::from_utf8(name) else { continue };
         let path = format!("{place}/{name}");
         if directory && depth < DEPTH_MAX {
-            loose(root, &path, depth + 1, branches);
-        } else if let Some(id) = read(root, format!(".git/{path}").as_bytes(), REF_MAX) {
+            loose(root, git, &path, depth + 1, branches);
+        } else if let Some(id) = read(root, &join(git, path.as_bytes()), REF_MAX) {
             add(branches, &path, &id);
         }
     }
@@ -157,22 +228,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let git = dir.path().join(".git");
         let root = Root::open(&dir.path().canonicalize().unwrap()).unwrap();
-        assert_eq!(Repository::look(&root), Repository::default());
+        assert_eq!(Repository::look(&root, &[]), Repository::default());
         let id = |digit: char| digit.to_string().repeat(40);
         fs::create_dir_all(git.join("refs/heads/feature")).unwrap();
         fs::write(git.join("HEAD"), "ref: refs/heads/main\n").unwrap();
         let packed = format!("# pack-refs\n{} refs/heads/main\n{} refs/heads/old\n^{}\n", id('a'), id('b'), id('c'));
         fs::write(git.join("packed-refs"), packed).unwrap();
-        let base = Repository::look(&root);
+        let base = Repository::look(&root, &[]);
         assert_eq!((base.head.clone(), base.branch.as_deref(), base.branches.len()), (Some(id('a')), Some("main"), 2));
         fs::write(git.join("refs/heads/feature/x"), id('a')).unwrap();
-        assert_eq!(base.moved(&Repository::look(&root)), None);
+        assert_eq!(base.moved(&Repository::look(&root, &[])), None);
         fs::write(git.join("refs/heads/feature/x"), id('d')).unwrap();
-        assert!(base.moved(&Repository::look(&root)).unwrap().contains("feature/x"));
+        assert!(base.moved(&Repository::look(&root, &[])).unwrap().contains("feature/x"));
         fs::write(git.join("refs/heads/main"), format!("{}\n", id('e'))).unwrap();
-        assert_eq!(base.moved(&Repository::look(&root)).unwrap(), "commits on main");
+        assert_eq!(base.moved(&Repository::look(&root, &[])).unwrap(), "commits on main");
         fs::write(git.join("HEAD"), id('f')).unwrap();
-        assert_eq!(Repository::look(&root).head, Some(id('f')));
+        assert_eq!(Repository::look(&root, &[]).head, Some(id('f')));
     }
 
     #[test]

@@ -40,8 +40,10 @@ pub(crate) struct Scan {
     pub repository: Repository,
     /// What has no place in an export, or cannot be swapped.
     pub warnings: Vec<String>,
-    /// Another filesystem that is mounted in the workspace.
+    /// What is mounted in the workspace.
     pub mount: Option<FileName>,
+    /// Repositories within it that did not come with it, by their `.git`.
+    pub nested: Vec<Vec<u8>>,
     root_same: bool,
 }
 
@@ -70,9 +72,10 @@ pub(crate) fn scan(base: &Base, root: &Root, all: bool, watch: &Transfer) -> Res
         seen: Vec::with_capacity(base.rows.len()),
         added: Vec::new(),
         ignored: Vec::new(),
-        repository: Repository::look(root),
+        repository: Repository::look(root, &base.rows),
         warnings: Vec::new(),
         mount: None,
+        nested: Vec::new(),
         root_same: base.head.is_root(&stat),
     };
     scan.rows(base, root, watch)?;
@@ -198,10 +201,20 @@ impl Scan {
             };
             for (name, directory) in names {
                 let path = join(&place, &name);
-                if is_git(&name) || base.find(&path).is_some() {
+                if base.find(&path).is_some() || (is_git(&name) && place.is_empty()) {
                     continue;
                 }
-                if hidden || rules.ignores(&path, directory) {
+                if is_git(&name) {
+                    self.warn(format!(
+                        "{} was left out: it is a repository within the workspace's",
+                        FileName(path.clone())
+                    ));
+                    self.nested.push(path);
+                } else if hidden || rules.ignores(&path, directory) {
+                    let found = root.stat_here(&path).map_err(GuestError::files("looking at an ignored file"))?;
+                    if found.is_some_and(|(_, elsewhere)| elsewhere) {
+                        self.mount.get_or_insert(FileName(path.clone()));
+                    }
                     self.ignored.push(path);
                 } else {
                     self.add(root, path, &mut waiting)?;
@@ -217,7 +230,7 @@ impl Scan {
         let shown = FileName(path.clone());
         if elsewhere {
             self.mount.get_or_insert(shown.clone());
-            self.warn(format!("{shown} was left out: another filesystem is mounted there"));
+            self.warn(format!("{shown} was left out: something else is mounted there"));
         } else if crate::entry::check_path(&shown).is_err() {
             self.warn(format!("{shown} was left out: its path is too long"));
         } else if stat.is_dir() {
@@ -245,31 +258,10 @@ impl Scan {
             Seen::Changed(_) | Seen::Gone => false,
         };
         self.added.is_empty()
+            && self.nested.is_empty()
             && self.repository == base.head.repository
             && base.rows.iter().zip(&self.seen).all(row)
             && !repo::is_under_way(root)
-    }
-
-    /// The path of some change, where there is one: what a user would not want to lose.
-    pub(crate) fn first_change(&self, base: &Base) -> Option<String> {
-        let mut paths: Vec<_> = base
-            .rows
-            .iter()
-            .zip(&self.seen)
-            .filter(|(row, seen)| !row.is_git() && matches!(seen, Seen::Changed(_) | Seen::Gone))
-            .map(|(row, _)| &row.path)
-            .chain(self.added.iter().map(|(path, _)| path))
-            .collect();
-        let moved = base.head.repository.moved(&self.repository);
-        paths.sort_unstable();
-        let count = paths.len();
-        let some: Vec<_> = paths.into_iter().take(3).map(|path| FileName(path.clone()).to_string()).collect();
-        match (count, moved) {
-            (0, moved) => moved,
-            (1..=3, None) => Some(some.join(", ")),
-            (_, None) => Some(format!("{} and {} more", some.join(", "), count - some.len())),
-            (_, Some(moved)) => Some(format!("{moved}, {}", some.join(", "))),
-        }
     }
 
     /// All differences by path, each new content read for its digest. `most` bounds how many.

@@ -50,7 +50,8 @@ impl StateDir {
         if epoch > seen {
             let note = || {
                 fs::create_dir_all(&self.0)?;
-                replace(&path, |file| file.write_all(epoch.to_string().as_bytes()))
+                replace(&path, |file| file.write_all(epoch.to_string().as_bytes()))?;
+                sync_names(&self.0)
             };
             note().map_err(GuestError::files("noting the workspaces' epoch"))?;
         }
@@ -125,6 +126,11 @@ impl Base {
     pub(crate) fn save(&self, state: &Path) -> io::Result<()> {
         self.save_rows(state)?;
         self.head.save(state)?;
+        self.remove_other_rows(state)
+    }
+
+    /// Removes rows that belong to no base: an older one's, or those of one that never came to be.
+    pub(crate) fn remove_other_rows(&self, state: &Path) -> io::Result<()> {
         for entry in fs::read_dir(state)?.flatten() {
             let name = entry.file_name();
             if name.as_encoded_bytes().starts_with(b"rows-") && name != self.head.rows.as_str() {
@@ -134,7 +140,7 @@ impl Base {
         Ok(())
     }
 
-    /// Writes its rows only.
+    /// Writes its rows only; they last once something is saved that names them.
     pub(crate) fn save_rows(&self, state: &Path) -> io::Result<()> {
         replace(&state.join(&self.head.rows), |file| file.write_all(&encode(&self.rows, &self.stats)))
     }
@@ -147,7 +153,7 @@ impl Base {
 
 impl Head {
     pub(crate) fn save(&self, state: &Path) -> io::Result<()> {
-        write_json(&state.join(HEAD), self)
+        write_json(state, HEAD, self)
     }
 
     pub(crate) fn set_root(&mut self, stat: &Stat) {
@@ -223,15 +229,36 @@ pub(crate) struct Journal {
 pub(crate) enum Step {
     /// The new tree is being made: it is removed.
     Staging,
+    /// The same, in a directory of that inode: anything else there is not it.
+    Staged { inode: u64 },
     /// It is whole, and the rows of its base are written, with zero stats: it takes its place.
     Placing {
         next: Head,
-        /// The new root's inode, where it is swapped in; none where its files are placed one by one.
-        swap: Option<u64>,
-        clean: bool,
+        #[serde(flatten)]
+        way: Way,
     },
     /// It is in its place; the old one is removed.
-    Clearing { next: Head },
+    Clearing {
+        next: Head,
+        /// Something of the old one could not be carried over: it stays beside the new one.
+        #[serde(default)]
+        keep: bool,
+    },
+}
+
+/// How a tree takes its place.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Way {
+    /// The new root's inode, where it is swapped in; none where its files are placed one by one.
+    pub swap: Option<u64>,
+    /// What git ignores is removed too.
+    pub clean: bool,
+    /// What the old tree has may be lost: by force, or since it was looked at after the swap.
+    #[serde(default)]
+    pub force: bool,
+    /// What is not in the new tree is gone from the old one, where files are placed one by one.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 impl Journal {
@@ -240,12 +267,18 @@ impl Journal {
     }
 
     pub(crate) fn save(&self, state: &Path) -> io::Result<()> {
-        fs::create_dir_all(state)?;
-        write_json(&state.join(JOURNAL), self)
+        if !state.is_dir() {
+            fs::create_dir_all(state)?;
+            state.ancestors().skip(1).take(2).try_for_each(sync_names)?;
+        }
+        write_json(state, JOURNAL, self)
     }
 
     pub(crate) fn clear(state: &Path) -> io::Result<()> {
-        gone_is_fine(fs::remove_file(state.join(JOURNAL)))
+        match fs::remove_file(state.join(JOURNAL)) {
+            Ok(()) => sync_names(state),
+            gone => gone_is_fine(gone),
+        }
     }
 }
 
@@ -272,9 +305,16 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<Option<T>>
     }
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+/// Writes a file of a workspace's; it is on the disk when this returns, with all that was replaced beside it before.
+fn write_json(state: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_vec(value)?;
-    replace(path, |file| file.write_all(&text))
+    replace(&state.join(name), |file| file.write_all(&text))?;
+    sync_names(state)
+}
+
+/// Puts a directory's names on its disk: a rename is there after a power cut only then.
+fn sync_names(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 /// Replaces a file so that the old or the new one is there whenever the guest dies.

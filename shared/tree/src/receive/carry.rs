@@ -10,17 +10,28 @@ use crate::{
     walk::WARNINGS_MAX,
 };
 
-/// Carries paths over. Gives the directories of the new tree that changed by it; `warnings` tell of what could not be carried.
-pub(super) fn carry(old: &Root, new: &Root, paths: &[Vec<u8>], warnings: &mut Vec<String>) -> BTreeSet<Vec<u8>> {
-    let mut touched = BTreeSet::new();
+/// What carrying did.
+#[derive(Default)]
+pub(super) struct Carried {
+    /// Directories of the new tree that changed by it.
+    pub touched: BTreeSet<Vec<u8>>,
+    /// Something is left in the old tree that has no place in the new one.
+    pub failed: bool,
+}
+
+/// Carries paths over; `warnings` tell of what could not be carried.
+pub(super) fn carry(old: &Root, new: &Root, paths: &[Vec<u8>], warnings: &mut Vec<String>) -> Carried {
+    let mut carried = Carried::default();
     for path in paths {
-        let outcome = make_place(old, new, split(path).0, &mut touched)
-            .and_then(|()| carry_one(old, new, path, &mut touched, warnings));
+        let outcome = make_place(old, new, split(path).0, &mut carried.touched)
+            .and_then(|()| carry_one(old, new, path, &mut carried, warnings));
         if let Err(error) = outcome {
+            // The new tree's own entries count more; everything else is the system's refusal.
+            carried.failed |= error.kind() != io::ErrorKind::Other;
             warn(warnings, path, &error.to_string());
         }
     }
-    touched
+    carried
 }
 
 fn warn(warnings: &mut Vec<String>, path: &[u8], why: &str) {
@@ -52,24 +63,19 @@ fn make_place(old: &Root, new: &Root, place: &[u8], touched: &mut BTreeSet<Vec<u
     }
 }
 
-fn carry_one(
-    old: &Root,
-    new: &Root,
-    path: &[u8],
-    touched: &mut BTreeSet<Vec<u8>>,
-    warnings: &mut Vec<String>,
-) -> io::Result<()> {
+fn carry_one(old: &Root, new: &Root, path: &[u8], carried: &mut Carried, warnings: &mut Vec<String>) -> io::Result<()> {
     let Some(here) = old.stat(path)? else { return Ok(()) };
     match new.stat(path)? {
         None => {
             let (place, name) = split(path);
             renameat(&old.directory(place)?, name, &new.directory(place)?, name)?;
-            touched.insert(place.to_vec());
+            carried.touched.insert(place.to_vec());
         }
         Some(there) if here.is_dir() && there.is_dir() => {
             for (name, _) in old.list(path)? {
                 let path = join(path, &name);
-                if let Err(error) = carry_one(old, new, &path, touched, warnings) {
+                if let Err(error) = carry_one(old, new, &path, carried, warnings) {
+                    carried.failed = true;
                     warn(warnings, &path, &error.to_string());
                 }
             }

@@ -4,6 +4,7 @@
 //! that whatever ends the guest, the next start or prepare removes it, or finishes what had begun to take its place.
 
 mod carry;
+mod in_place;
 mod place;
 mod plan;
 mod stage;
@@ -18,17 +19,17 @@ use contract::{
     worktree::{ImportOrder, Placing, TransferSummary},
 };
 
-pub(crate) use self::place::{YOUNG, now, recover_at};
+pub(crate) use self::place::{YOUNG, abandon, now, recover_at};
 use self::plan::{Plan, Source};
 use crate::{
     GuestError, StateDir, Transfer,
     error::broken,
-    export::digest_of,
     files::Root,
-    row::{self, Row},
-    scan::{Scan, scan},
+    loss::loss,
+    row::{self, Kind, Row},
+    scan::{Scan, Seen, scan},
     site::{Present, Site, names},
-    state::{Base, Head, Journal, Step},
+    state::{Base, Head, Journal, Step, Way},
     wire::{self, Hello, ROWS_MAX, Tag, Whole},
 };
 
@@ -58,7 +59,10 @@ pub fn receive(
     watch.begin("comparing", 0);
     let hello = hello(&mut from_client)?;
     if let Some(site) = Site::find(&order.path, state)? {
-        recover_at(&site.state)?;
+        match recover_at(&site.state) {
+            Err(GuestError::Damaged(_)) if order.force => abandon(&site.state)?,
+            outcome => outcome?,
+        }
         if let Some(summary) = keep(order, &site, owner, &hello, watch)? {
             say(&mut to_client, Tag::Same, &[])?;
             return done(&mut to_client, summary);
@@ -142,7 +146,7 @@ struct Old {
 impl Import<'_> {
     fn run(&mut self, from: &mut impl Read, to: &mut impl Write) -> Result<TransferSummary, GuestError> {
         let since = place::now();
-        let old = self.old()?;
+        let mut old = self.old()?;
         say(to, Tag::Send, &[])?;
         let rows = self.rows(from)?;
         let in_place = self.order.placing == Placing::InPlace && old.is_some();
@@ -151,6 +155,8 @@ impl Import<'_> {
         say(to, Tag::Want, &wire::encode_bits(&plan.wanted()).map_err(GuestError::Stream)?)?;
         let staging = self.site.staging(self.order.operation);
         let stage = stage::Stage::make(self.site, &staging, self.owner, self.watch)?;
+        let placing = place::Placing { site: self.site, staging: &staging, since };
+        placing.note(Step::Staged { inode: stage.inode()? })?;
         let (moved_files, moved_bytes) = if in_place {
             stage.flat(&rows, &plan, old.as_ref())?;
             stage.contents(from, &rows, &plan, |index| index.to_string().into_bytes())?
@@ -158,6 +164,9 @@ impl Import<'_> {
             stage.tree(&rows, &plan, old.as_ref())?;
             let moved = stage.contents(from, &rows, &plan, |index| rows[index].path.clone())?;
             stage.settle(&rows, old.as_ref().map(|old| &old.root))?;
+            if let Some(old) = &mut old {
+                stage.note_links(&rows, &plan, old)?;
+            }
             moved
         };
         end(from)?;
@@ -167,10 +176,12 @@ impl Import<'_> {
         self.watch.begin("placing", 0);
         stage.sync()?;
         let (entries, bytes) = (rows.len() as u64, rows.iter().map(|row| row.kind.size()).sum());
-        let placing = place::Placing { site: self.site, staging: &staging, watch: self.watch, since };
-        let next = self.next(rows);
+        if let Some(old) = old.as_mut().filter(|_| in_place) {
+            self.look_again(old, &rows, &plan)?;
+        }
         let swap = if in_place { None } else { Some(stage.inode()?) };
-        let warnings = placing.begin(next, swap, self.order.clean, old.map(|old| (old.base, old.scan)))?;
+        let way = Way { swap, clean: self.order.clean, force: self.order.force, removed: false };
+        let warnings = placing.begin(self.next(rows), way, old.map(|old| (old.base, old.scan)))?;
         Ok(TransferSummary { entries, bytes, moved_files, moved_bytes, unchanged: false, warnings })
     }
 
@@ -194,24 +205,36 @@ impl Import<'_> {
         };
         let scan = scan(&base, &root, true, self.watch)?;
         if let Some(mount) = &scan.mount {
-            return Err(wrong(&format!("another filesystem is mounted at {mount} in it; unmount it first")));
+            return Err(wrong(&format!("something else is mounted at {mount} in it; unmount it first")));
         }
         if !self.order.force
-            && let Some(what) = scan.first_change(&base)
-            && !self.was_exported(&base, &root, &scan)?
+            && let Some(what) = loss(&base, &root, &scan, self.watch)?
         {
             return Err(GuestError::Unexported { path: shown(), what });
         }
         Ok(Some(Old { base, root, scan }))
     }
 
-    /// Whether the last export took exactly the changes that are there now.
-    fn was_exported(&self, base: &Base, root: &Root, scan: &Scan) -> Result<bool, GuestError> {
-        let Some(exported) = &base.head.exported else { return Ok(false) };
-        let differences = scan.differences(base, root, u64::MAX, self.watch)?;
-        Ok(digest_of(&differences, &scan.repository, true) == *exported
-            || (base.head.repository.moved(&scan.repository).is_none()
-                && digest_of(&differences, &scan.repository, false) == *exported))
+    /// Looks once more at a tree whose files are to be replaced one by one: it may have changed while contents came.
+    fn look_again(&self, old: &mut Old, rows: &[Row], plan: &Plan) -> Result<(), GuestError> {
+        let raced = |what: String| Err(GuestError::Raced { path: self.site.shown.clone(), what });
+        old.scan = scan(&old.base, &old.root, true, self.watch)?;
+        if !self.order.force
+            && let Some(what) = loss(&old.base, &old.root, &old.scan, self.watch)?
+        {
+            return raced(what);
+        }
+        for (row, _) in rows.iter().zip(&plan.sources).filter(|(_, source)| **source == Source::Stay) {
+            let seen = old.base.find(&row.path).map(|index| old.scan.seen[index]);
+            let stays = match row.kind {
+                Kind::Directory { .. } => matches!(seen, Some(Seen::Same | Seen::Equal(_))),
+                _ => seen == Some(Seen::Same),
+            };
+            if !stays {
+                return raced(FileName(row.path.clone()).to_string());
+            }
+        }
+        Ok(())
     }
 
     fn rows(&self, from: &mut impl Read) -> Result<Vec<Row>, GuestError> {

@@ -2,17 +2,19 @@
 
 use std::{io, path::Path};
 
-use nix::fcntl::renameat;
-
-use super::carry::carry;
+use super::{
+    carry::carry,
+    in_place::{named, put, remove_old},
+};
 use crate::{
     GuestError, Mtime, Transfer,
-    files::{Root, Stat, split},
-    repo::{self, Repository},
+    files::{Root, Stat},
+    loss::loss,
+    repo::Repository,
     row::{Kind, Row},
     scan::{Scan, scan},
     site::{Site, names, unmake},
-    state::{Base, Head, Journal, Step, settled},
+    state::{Base, Head, Journal, Step, Way, settled},
 };
 
 /// Times younger than this, in seconds, say nothing: what was made after they were read may have the same.
@@ -22,20 +24,27 @@ pub(crate) const YOUNG: i64 = 2;
 pub(super) struct Placing<'a> {
     pub site: &'a Site,
     pub staging: &'a [u8],
-    pub watch: &'a Transfer,
     /// When the old tree began to be compared, in Unix seconds.
     pub since: i64,
 }
 
-/// What is in the old tree besides its rows.
-struct Rest {
-    added: Vec<Vec<u8>>,
+/// A tree that is not in its place any more.
+struct Replaced {
+    root: Root,
+    /// What git ignores in it.
     ignored: Vec<Vec<u8>>,
+}
+
+/// What is in the old tree besides its rows.
+pub(super) struct Rest {
+    pub added: Vec<Vec<u8>>,
+    pub ignored: Vec<Vec<u8>>,
 }
 
 impl Rest {
     fn of(scan: Scan) -> Self {
-        Self { added: scan.added.into_iter().map(|(path, _)| path).collect(), ignored: scan.ignored }
+        let added = scan.added.into_iter().map(|(path, _)| path).chain(scan.nested);
+        Self { added: added.collect(), ignored: scan.ignored }
     }
 }
 
@@ -47,20 +56,42 @@ pub(crate) fn recover_at(state: &Path) -> Result<(), GuestError> {
         unmake(&journal.made).map_err(GuestError::files("removing directories"))?;
         return Journal::clear(state).map_err(GuestError::files("removing the journal"));
     };
-    let watch = Transfer::default();
-    let placing = Placing { site: &site, staging: &journal.staging.0, watch: &watch, since: now() };
+    let placing = Placing { site: &site, staging: &journal.staging.0, since: now() };
     match journal.step {
         Step::Staging => placing.back(),
-        Step::Placing { swap: Some(inode), .. } if !placing.is_swapped(inode)? => placing.back(),
-        Step::Placing { next, swap, clean } => {
-            let next = load_next(&site, next)?;
-            placing.finish(next, swap, clean, None).map(drop)
+        Step::Staged { inode } => {
+            // The swap may have got to the disk before the journal of it.
+            if placing.is_swapped(inode)? {
+                placing.swap_back()?;
+            }
+            placing.back()
         }
-        Step::Clearing { next } => {
+        Step::Placing { way: Way { swap: Some(inode), .. }, .. } if !placing.is_swapped(inode)? => placing.back(),
+        Step::Placing { next, way } => {
             let next = load_next(&site, next)?;
-            placing.clear(next, &mut Vec::new())
+            match (placing.finish(next, way, None), way.swap) {
+                // The old tree was put back, since there are changes in it.
+                (Err(_), Some(inode)) if !placing.is_swapped(inode)? => placing.back(),
+                (outcome, _) => outcome.map(drop),
+            }
+        }
+        Step::Clearing { next, keep } => {
+            let next = load_next(&site, next)?;
+            placing.clear(next, keep, &mut Vec::new())
         }
     }
+}
+
+/// Forgets what is under way in a workspace, and all that is known of it; what is in its place stays.
+pub(crate) fn abandon(state: &Path) -> Result<(), GuestError> {
+    let wrong = || GuestError::files("removing what an earlier prepare left");
+    if let Some(journal) = Journal::load(state).map_err(wrong())?
+        && let Some(site) = Site::of_journal(&journal, state).map_err(wrong())?
+    {
+        let placing = Placing { site: &site, staging: &journal.staging.0, since: now() };
+        placing.beside()?.remove(placing.staging).map_err(wrong())?;
+    }
+    crate::state::forget(state).map_err(wrong())
 }
 
 fn wrong_at(state: &Path) -> impl Fn(io::Error) -> GuestError {
@@ -71,26 +102,18 @@ fn wrong_at(state: &Path) -> impl Fn(io::Error) -> GuestError {
 /// The base that is to be; its rows were written before the journal said so.
 fn load_next(site: &Site, head: Head) -> Result<Base, GuestError> {
     let loaded = Base::load_as(&site.state, head).map_err(GuestError::files("reading the new base"))?;
-    loaded.ok_or_else(|| {
-        GuestError::files("reading the new base")(io::Error::new(io::ErrorKind::InvalidData, "it is damaged"))
-    })
+    loaded.ok_or_else(|| GuestError::Damaged(site.shown.clone()))
 }
 
 impl Placing<'_> {
     /// Notes that the tree is whole, and puts it in its place.
-    pub(super) fn begin(
-        &self,
-        next: Base,
-        swap: Option<u64>,
-        clean: bool,
-        old: Option<(Base, Scan)>,
-    ) -> Result<Vec<String>, GuestError> {
+    pub(super) fn begin(&self, next: Base, way: Way, old: Option<(Base, Scan)>) -> Result<Vec<String>, GuestError> {
         next.save_rows(&self.site.state).map_err(GuestError::files("writing the new base"))?;
-        self.note(Step::Placing { next: next.head.clone(), swap, clean })?;
-        self.finish(next, swap, clean, old)
+        self.note(Step::Placing { next: next.head.clone(), way })?;
+        self.finish(next, way, old)
     }
 
-    fn note(&self, step: Step) -> Result<(), GuestError> {
+    pub(super) fn note(&self, step: Step) -> Result<(), GuestError> {
         let path = contract::FileName::from(self.site.path.as_os_str());
         let staging = contract::FileName(self.staging.to_vec());
         let journal = Journal { path, staging, made: names(&self.site.made), step };
@@ -103,10 +126,10 @@ impl Placing<'_> {
         self.beside()?.remove(self.staging).map_err(wrong())?;
         self.site.unmake();
         Journal::clear(&self.site.state).map_err(wrong())?;
-        if Base::load(&self.site.state).map_err(wrong())?.is_none() {
-            crate::state::forget(&self.site.state).map_err(wrong())?;
+        match Base::load(&self.site.state).map_err(wrong())? {
+            Some(base) => base.remove_other_rows(&self.site.state).map_err(wrong()),
+            None => crate::state::forget(&self.site.state).map_err(wrong()),
         }
-        Ok(())
     }
 
     /// The directory the staging is in.
@@ -120,67 +143,115 @@ impl Placing<'_> {
         Ok(there.map_err(GuestError::files("looking at the workspace"))?.is_some_and(|stat| stat.ino == inode))
     }
 
-    /// Goes on from wherever it was.
-    fn finish(
-        &self,
-        next: Base,
-        swap: Option<u64>,
-        clean: bool,
-        old: Option<(Base, Scan)>,
-    ) -> Result<Vec<String>, GuestError> {
+    /// Goes on from wherever it was. Where the old tree has changed since it was compared, it is put back.
+    fn finish(&self, next: Base, way: Way, old: Option<(Base, Scan)>) -> Result<Vec<String>, GuestError> {
         let mut warnings = Vec::new();
-        match swap {
-            Some(inode) => self.swap(&next, inode, clean, old, &mut warnings)?,
-            None => self.in_place(&next, clean, old)?,
-        }
-        self.note(Step::Clearing { next: next.head.clone() })?;
-        self.clear(next, &mut warnings)?;
+        let keep = match way.swap {
+            Some(inode) => self.swap(&next, inode, way, old.map(|(base, _)| base), &mut warnings)?,
+            None => {
+                self.in_place(&next, way, old)?;
+                false
+            }
+        };
+        self.note(Step::Clearing { next: next.head.clone(), keep })?;
+        self.clear(next, keep, &mut warnings)?;
         Ok(warnings)
     }
 
+    /// Swaps the trees; whether the old one has to be kept.
     fn swap(
         &self,
         next: &Base,
         inode: u64,
-        clean: bool,
-        old: Option<(Base, Scan)>,
+        way: Way,
+        old: Option<Base>,
         warnings: &mut Vec<String>,
-    ) -> Result<(), GuestError> {
+    ) -> Result<bool, GuestError> {
         if !self.is_swapped(inode)? {
-            self.site.swap(self.staging).map_err(GuestError::files("swapping the new tree in"))?;
+            self.exchange("swapping the new tree in")?;
         }
-        if clean {
-            return Ok(());
-        }
-        let wrong = || GuestError::files("keeping what git ignores");
-        // The old tree has the staging's name now; there may have been none, or one nobody prepared.
-        let Some(stat) = self.site.parent.stat(self.staging).map_err(wrong())? else { return Ok(()) };
-        if !stat.is_dir() {
-            return Ok(());
-        }
-        let before = self.site.parent.directory(self.staging).map_err(wrong())?;
-        let rest = match old {
-            Some((_, scan)) => Rest::of(scan),
-            None => match Base::load(&self.site.state).map_err(wrong())? {
-                Some(base) => Rest::of(scan(&base, &before, true, self.watch)?),
-                None => return Ok(()),
-            },
+        let replaced = match self.replaced(way, old) {
+            Ok(replaced) => replaced,
+            Err(error) => {
+                self.swap_back()?;
+                return Err(error);
+            }
         };
+        if !way.force {
+            // What comes now takes the old tree apart: it is not looked at again.
+            self.note(Step::Placing { next: next.head.clone(), way: Way { force: true, ..way } })?;
+        }
+        let Some(replaced) = replaced.filter(|_| !way.clean) else { return Ok(false) };
+        let wrong = || GuestError::files("keeping what git ignores");
         let after = self.site.parent.directory(&self.site.name).map_err(wrong())?;
-        for place in carry(&before, &after, &rest.ignored, warnings) {
+        let carried = carry(&replaced.root, &after, &replaced.ignored, warnings);
+        for place in carried.touched {
             let mtime = match next.find(&place) {
                 Some(index) => next.rows[index].mtime,
                 None => root_mtime(&next.rows),
             };
             after.set_mtime(&place, mtime).map_err(wrong())?;
         }
-        Ok(())
+        Ok(carried.failed)
+    }
+
+    fn exchange(&self, what: &str) -> Result<(), GuestError> {
+        // On the disk before the journal says more: the state may be on another one.
+        let swapped = self.site.swap(self.staging).and_then(|()| self.site.parent.sync_names());
+        swapped.map_err(GuestError::files(what))
+    }
+
+    /// Gives the old tree its place back; where there was none, the new one only leaves it.
+    fn swap_back(&self) -> Result<(), GuestError> {
+        let wrong = || GuestError::files("putting the old tree back");
+        if self.site.parent.stat(self.staging).map_err(wrong())?.is_some() {
+            return self.exchange("putting the old tree back");
+        }
+        let (parent, name) = (&self.site.parent, &self.site.name[..]);
+        let left = nix::fcntl::renameat(parent, name, parent, self.staging).map_err(io::Error::from);
+        left.and_then(|()| parent.sync_names()).map_err(wrong())
+    }
+
+    /// The tree that was replaced, and what git ignores in it, if it may be lost: programs may have written to it until the swap. It
+    /// has the staging's name now; there may have been none, or one nobody prepared.
+    fn replaced(&self, way: Way, base: Option<Base>) -> Result<Option<Replaced>, GuestError> {
+        let wrong = || GuestError::files("looking at the old tree");
+        let shown = || self.site.shown.clone();
+        let Some(stat) = self.site.parent.stat(self.staging).map_err(wrong())? else { return Ok(None) };
+        if !stat.is_dir() {
+            return Err(GuestError::Raced { path: shown(), what: "it became a file or a link".to_owned() });
+        }
+        let before = self.site.parent.directory(self.staging).map_err(wrong())?;
+        let base = match base {
+            Some(base) => Some(base),
+            None => Base::load(&self.site.state).map_err(wrong())?,
+        };
+        let Some(base) = base else {
+            if !way.force && !before.list(b"").map_err(wrong())?.is_empty() {
+                return Err(GuestError::Raced { path: shown(), what: "it is not empty any more".to_owned() });
+            }
+            return Ok(Some(Replaced { root: before, ignored: Vec::new() }));
+        };
+        // An abort comes too late now.
+        let watch = Transfer::default();
+        let scan = scan(&base, &before, true, &watch)?;
+        if let Some(mount) = &scan.mount {
+            return Err(GuestError::Raced { path: shown(), what: format!("something else is mounted at {mount}") });
+        }
+        if !way.force
+            && let Some(what) = loss(&base, &before, &scan, &watch)?
+        {
+            return Err(GuestError::Raced { path: shown(), what });
+        }
+        Ok(Some(Replaced { root: before, ignored: scan.ignored }))
     }
 
     /// Removes the old tree, or what is left of the staging, and remembers the new one.
-    fn clear(&self, mut next: Base, warnings: &mut Vec<String>) -> Result<(), GuestError> {
-        if let Err(error) = self.beside()?.remove(self.staging) {
-            let left = contract::FileName(self.staging.to_vec());
+    fn clear(&self, mut next: Base, keep: bool, warnings: &mut Vec<String>) -> Result<(), GuestError> {
+        let left = contract::FileName(self.staging.to_vec());
+        if keep {
+            warnings.push(format!("the old tree is left in {left} beside the new one, with what could not be kept"));
+        } else if let Err(error) = self.beside()?.remove(self.staging) {
             warnings.push(format!("the old tree is left in {left} beside the new one: {error}"));
         }
         let wrong = || GuestError::files("looking at the new tree");
@@ -198,13 +269,14 @@ impl Placing<'_> {
         if stat.mtime == root_mtime(&next.rows) {
             next.head.set_root(&stat);
         }
-        next.head.repository = Repository::look(&root);
+        next.head.repository = Repository::look(&root, &next.rows);
         next.save(&self.site.state).map_err(GuestError::files("writing the new base"))?;
         Journal::clear(&self.site.state).map_err(GuestError::files("removing the journal"))
     }
 
-    /// Replaces files one by one. Whatever was done already is not done again.
-    fn in_place(&self, next: &Base, clean: bool, old: Option<(Base, Scan)>) -> Result<(), GuestError> {
+    /// Removes, then replaces files one by one. Whatever was done already is not done again: what was placed first could otherwise
+    /// look like something to remove.
+    fn in_place(&self, next: &Base, way: Way, old: Option<(Base, Scan)>) -> Result<(), GuestError> {
         let wrong = || GuestError::files("opening the workspace");
         let stage = self.beside()?.directory(self.staging).map_err(wrong())?;
         let root = if self.site.is_mount()? {
@@ -213,26 +285,27 @@ impl Placing<'_> {
             self.site.parent.directory(&self.site.name)
         };
         let root = root.map_err(wrong())?;
-        let (base, rest) = match old {
-            Some((base, scan)) => (base, Rest::of(scan)),
-            None => {
-                let base = Base::load(&self.site.state).map_err(wrong())?;
-                let base = base.ok_or_else(|| GuestError::NoWorkspace(self.site.shown.clone()))?;
-                let rest = Rest::of(scan(&base, &root, true, self.watch)?);
-                (base, rest)
-            }
-        };
-        remove_old(&root, next, &base, &rest, clean)?;
+        let synced = || root.sync().map_err(GuestError::files("writing the workspace to the disk"));
+        if !way.removed {
+            let (base, rest) = match old {
+                Some((base, scan)) => (base, Rest::of(scan)),
+                None => {
+                    let base = Base::load(&self.site.state).map_err(wrong())?;
+                    let base = base.ok_or_else(|| GuestError::NoWorkspace(self.site.shown.clone()))?;
+                    let rest = Rest::of(scan(&base, &root, true, &Transfer::default())?);
+                    (base, rest)
+                }
+            };
+            remove_old(&root, next, &base, &rest, way.clean)?;
+            synced()?;
+            self.note(Step::Placing { next: next.head.clone(), way: Way { removed: true, ..way } })?;
+        }
         for (index, row) in next.rows.iter().enumerate() {
             put(&root, &stage, index, row, next.head.owner)
                 .map_err(|source| GuestError::Files { what: named("placing", &row.path), source })?;
         }
-        Ok(())
+        synced()
     }
-}
-
-fn named(what: &str, path: &[u8]) -> String {
-    format!("{what} {}", contract::FileName(path.to_vec()))
 }
 
 pub(crate) fn now() -> i64 {
@@ -254,88 +327,4 @@ fn measure(row: &Row, stat: Option<Stat>, young: i64) -> Stat {
         }
         _ => settled(row, stat),
     }
-}
-
-/// Removes what the new tree has not: rows of the old one, what was added to it, and with `clean` what git ignores.
-fn remove_old(root: &Root, next: &Base, base: &Base, rest: &Rest, clean: bool) -> Result<(), GuestError> {
-    let gone = |path: &[u8]| next.find(path).is_none();
-    let failed = |path: &[u8]| {
-        let what = named("removing", path);
-        move |source| GuestError::Files { what, source }
-    };
-    for path in rest.added.iter().filter(|path| gone(path)).chain(rest.ignored.iter().filter(|_| clean)) {
-        remove(root, path).map_err(failed(path))?;
-    }
-    for name in repo::UNDER_WAY {
-        let path = crate::files::join(b".git", name);
-        if gone(&path) {
-            remove(root, &path).map_err(failed(&path))?;
-        }
-    }
-    for row in base.rows.iter().rev().filter(|row| gone(&row.path)) {
-        let outcome = match row.kind {
-            // What git ignores may still be in it.
-            Kind::Directory { .. } if !clean => remove_empty(root, &row.path),
-            _ => remove(root, &row.path),
-        };
-        outcome.map_err(failed(&row.path))?;
-    }
-    Ok(())
-}
-
-/// The directory of a path, reached without links, with its name there; none when it is not there.
-fn place<'a>(root: &Root, path: &'a [u8]) -> io::Result<Option<(Root, &'a [u8])>> {
-    let (above, name) = split(path);
-    match root.directory(above) {
-        Ok(above) => Ok(Some((above, name))),
-        Err(error) if crate::scan::is_gone(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn remove(root: &Root, path: &[u8]) -> io::Result<()> {
-    match place(root, path)? {
-        Some((above, name)) => above.remove(name),
-        None => Ok(()),
-    }
-}
-
-fn remove_empty(root: &Root, path: &[u8]) -> io::Result<()> {
-    match place(root, path)? {
-        // Something else may have taken its place since.
-        Some((above, name)) if above.stat(name)?.is_some_and(|stat| !stat.is_dir()) => above.remove(name),
-        Some((above, name)) => above.remove_empty(name).map(drop),
-        None => Ok(()),
-    }
-}
-
-/// Puts one row in its place: a directory is made or mended, what was staged is renamed.
-fn put(root: &Root, stage: &Root, index: usize, row: &Row, owner: Option<(u32, u32)>) -> io::Result<()> {
-    let staged = index.to_string();
-    let Kind::Directory { mode } = row.kind else {
-        if stage.stat(staged.as_bytes())?.is_none() {
-            return Ok(());
-        }
-        let (above, name) = place(root, &row.path)?.ok_or(io::ErrorKind::NotFound)?;
-        if above.stat(name)?.is_some_and(|stat| stat.is_dir()) {
-            above.remove(name)?;
-        }
-        return Ok(renameat(stage, staged.as_bytes(), &above, name)?);
-    };
-    let (above, name) = place(root, &row.path)?.ok_or(io::ErrorKind::NotFound)?;
-    match above.stat(name)? {
-        Some(stat) if stat.is_dir() && stat.bits() == mode => return Ok(()),
-        Some(stat) if stat.is_dir() => {}
-        Some(_) => {
-            above.remove(name)?;
-            above.make(name, 0o700)?;
-        }
-        None => above.make(name, 0o700)?,
-    }
-    let made = std::fs::File::from(above.directory(name)?.as_owned()?);
-    if let Some((user, group)) = owner {
-        std::os::unix::fs::fchown(&made, Some(user), Some(group))?;
-    }
-    use std::os::unix::fs::PermissionsExt;
-    made.set_permissions(std::fs::Permissions::from_mode(mode))
 }

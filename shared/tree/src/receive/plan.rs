@@ -1,6 +1,6 @@
 //! A **plan**: where each row of a new tree comes from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Old;
 use crate::{
@@ -36,6 +36,8 @@ impl Plan {
         };
         let owned = old.base.head.owner == owner;
         let mut contents = None;
+        // One link of each: two files of the new tree are never the same one.
+        let mut linked = HashSet::new();
         let source = |row: &Row| {
             let same = old.base.find(&row.path);
             if in_place && owned && same.is_some_and(|index| stays(row, old, index)) {
@@ -51,7 +53,9 @@ impl Plan {
             });
             match index {
                 None => Source::Want,
-                Some(index) if !in_place && owned && is_alike(row, old, index) => Source::Link(index),
+                Some(index) if !in_place && owned && is_alike(row, old, index) && linked.insert(index) => {
+                    Source::Link(index)
+                }
                 Some(index) => Source::Copy(index),
             }
         };

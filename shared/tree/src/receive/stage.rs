@@ -31,6 +31,8 @@ const ROOT_MODE: u32 = 0o755;
 /// The stage.
 pub(super) struct Stage<'a> {
     dir: Root,
+    /// The workspace, as it was asked for.
+    shown: String,
     owner: Option<(u32, u32)>,
     /// The process's umask takes bits away, so that modes have to be set again.
     masked: bool,
@@ -60,12 +62,25 @@ impl<'a> Stage<'a> {
             Ok((dir, masked))
         };
         let (dir, masked) = make().map_err(GuestError::files("making a directory for the new tree"))?;
-        Ok(Self { dir, owner, masked, watch })
+        Ok(Self { dir, shown: site.shown.clone(), owner, masked, watch })
     }
 
     pub(super) fn inode(&self) -> Result<u64, GuestError> {
         let stat = self.dir.stat(b"").map_err(GuestError::files("looking at the new tree"))?;
         Ok(stat.unwrap_or_default().ino)
+    }
+
+    /// Remembers what linking changed of the old tree's files, so that only what others do to them is a change.
+    pub(super) fn note_links(&self, rows: &[Row], plan: &Plan, old: &mut Old) -> Result<(), GuestError> {
+        for (row, source) in rows.iter().zip(&plan.sources) {
+            let Source::Link(from) = source else { continue };
+            let stat = self.dir.stat(&row.path).map_err(GuestError::files("looking at the new tree"))?;
+            let known = &mut old.base.stats[*from];
+            if let Some(stat) = stat.filter(|stat| stat.ino == known.ino) {
+                known.ctime = stat.ctime;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn sync(&self) -> Result<(), GuestError> {
@@ -106,7 +121,13 @@ impl<'a> Stage<'a> {
                 (_, Source::Copy(from), Some(old)) => self.copy(&name(index), row, *from, old),
                 _ => self.file(&name(index), row, &mut io::empty(), &mut []),
             };
-            made.map_err(|source| wrote(row, source))?;
+            made.map_err(|error| match source {
+                Source::Link(_) | Source::Copy(_) if is_change(&error) => GuestError::Raced {
+                    path: self.shown.clone(),
+                    what: contract::FileName(row.path.clone()).to_string(),
+                },
+                _ => wrote(row, error),
+            })?;
         }
         Ok(())
     }
@@ -198,7 +219,7 @@ impl<'a> Stage<'a> {
         }
         let (stat, known) = (self.dir.stat(name)?.unwrap_or_default(), &old.base.stats[from]);
         if (stat.ino, stat.size, stat.mtime, stat.mode) != (known.ino, known.size, known.mtime, known.mode) {
-            return Err(io::Error::other("it was changed while the new tree was made; prepare again"));
+            return Err(io::Error::other(Changed));
         }
         Ok(())
     }
@@ -213,7 +234,7 @@ impl<'a> Stage<'a> {
         let now = source.metadata()?;
         let known = &old.scan.stat(&old.base, from);
         if copied != size || crate::Mtime::of(&now) != known.mtime {
-            return Err(io::Error::other("it was changed while the new tree was made; prepare again"));
+            return Err(io::Error::other(Changed));
         }
         self.finish(&file, mode, row)
     }
@@ -258,6 +279,16 @@ fn set_mtime(file: &File, row: &Row) -> io::Result<()> {
 
 fn wrote(row: &Row, source: io::Error) -> GuestError {
     GuestError::Files { what: format!("writing {}", contract::FileName(row.path.clone())), source }
+}
+
+/// What was taken from the old tree is not what was seen there.
+#[derive(Debug, thiserror::Error)]
+#[error("it was changed while the new tree was made")]
+struct Changed;
+
+/// Whether a file of the old tree changed, or went.
+fn is_change(error: &io::Error) -> bool {
+    crate::scan::is_gone(error) || error.get_ref().is_some_and(|inner| inner.is::<Changed>())
 }
 
 /// An error of the stream rather than of the file it goes to.

@@ -12,7 +12,7 @@ use tree::{GuestError, forget};
 
 use crate::support::{Lab, contents, lines, listed, write};
 
-fn run(dir: &Path, script: &str) -> String {
+pub fn run(dir: &Path, script: &str) -> String {
     let output = Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

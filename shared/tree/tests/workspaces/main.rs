@@ -3,6 +3,8 @@
 mod export;
 mod hostile_guest;
 mod hostile_sender;
+mod loss;
 mod prepare;
 mod random;
+mod recovery;
 mod support;

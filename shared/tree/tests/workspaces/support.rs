@@ -77,6 +77,24 @@ impl Lab {
 
     /// Prepares a tree over a stream that breaks after so many bytes.
     pub fn prepare_tree(&self, order: &ImportOrder, tree: &Tree, cut: u64) -> Prepared {
+        self.transfer(order, tree, cut, &|| {})
+    }
+
+    /// Prepares the workspace while something else happens: after the old tree was compared, and before the new one is whole.
+    pub fn prepare_while(&self, order: &ImportOrder, during: &dyn Fn()) -> Result<TransferSummary, GuestError> {
+        let tree = walk(&self.source(), |_, _| true).unwrap().tree;
+        let times = std::cell::Cell::new(0);
+        let once = || {
+            if times.replace(times.get() + 1) == 0 {
+                during();
+            }
+        };
+        let received = self.transfer(order, &tree, u64::MAX, &once).1;
+        assert!(times.get() > 0, "no content was sent");
+        received
+    }
+
+    fn transfer(&self, order: &ImportOrder, tree: &Tree, cut: u64, sending: &dyn Fn()) -> Prepared {
         let (client, guest) = UnixStream::pair().unwrap();
         std::thread::scope(|scope| {
             let receiving = scope.spawn(|| {
@@ -85,7 +103,11 @@ impl Lab {
                 guest.shutdown(Shutdown::Both).unwrap_or_default();
                 received
             });
-            let sent = send(tree, buffered(&client), Cut { to: &client, left: cut }, &|_| {});
+            let sent = send(tree, buffered(&client), Cut { to: &client, left: cut }, &|progress| {
+                if progress.phase == "sending" {
+                    sending();
+                }
+            });
             client.shutdown(Shutdown::Both).unwrap_or_default();
             (sent, receiving.join().unwrap())
         })
@@ -129,6 +151,11 @@ impl Lab {
             client.shutdown(Shutdown::Both).unwrap_or_default();
             (list, exporting.join().unwrap())
         })
+    }
+
+    /// Where the guest remembers the workspace.
+    pub fn memory(&self) -> PathBuf {
+        fs::read_dir(&self.state.0).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap()
     }
 
     /// Nothing lies beside the workspace, and nothing is under way.
