@@ -47,6 +47,7 @@ async fn files_ports_and_plain_ssh_lead_into_a_vm() {
     files(&lab).await;
     ports(&lab).await;
     roads(&lab, port).await;
+    endless(&lab).await;
     jobs(&mut lab).await;
     assert_eq!(connections(port), 0, "the host's new address is out of reach, so the bus carried it all");
     plain_ssh(&lab).await;
@@ -187,12 +188,37 @@ async fn roads(lab: &Lab, port: u16) {
     }
 }
 
+/// A guest that prints for ever, to a client that has stopped reading: nobody between them holds more than windows.
+async fn endless(lab: &Lab) {
+    let resident = || {
+        let pid = lab.pid(&lab.hosts()[0]).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = resident();
+    for road in [&[][..], &["--no-direct"]] {
+        let mut client = lab.outside(&lab.binary("warren"));
+        let mut client = client.args(road).args(["exec", "web", "--", "yes"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = client.stdout.take().unwrap();
+        let read = std::io::copy(&mut Read::take(&mut out, 16 << 20), &mut std::io::sink()).unwrap();
+        assert_eq!(read, 16 << 20);
+        // All is full by now, and another session is served meanwhile.
+        assert_eq!(guest(lab, "echo served").await, "served");
+        let grown = resident().saturating_sub(before);
+        assert!(grown < 16 * 1024, "{road:?}: the host-agent grew by {grown} KiB");
+        drop(out);
+        assert_eq!(client.wait().unwrap().code(), Some(141), "{road:?}");
+    }
+}
+
 /// Waits until the list of jobs says so of one.
 async fn job_is(lab: &Lab, job: &str, state: &str) -> serde_json::Value {
     testkit::wait_until("the job's state", BOUND, async || {
-        let listed: serde_json::Value =
-            serde_json::from_str(&lab.must(&["-o", "json", "exec", "ls", "web"]).await).unwrap();
-        let mut jobs = listed["jobs"].as_array().unwrap().iter();
+        // A host-agent that was just started is not connected yet.
+        let output = lab.warren(&["-o", "json", "exec", "ls", "web"]).await;
+        let listed: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let mut jobs = listed["jobs"].as_array()?.iter();
         jobs.find(|known| known["name"] == job && known["state"] == state).cloned()
     })
     .await
