@@ -10,3 +10,4 @@ pub mod report;
 pub mod reserve;
 pub mod stream;
 pub mod taps;
+pub mod workspace;

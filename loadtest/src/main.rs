@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use loadtest::{boot, create, density, reserve, stream, taps};
+use loadtest::{boot, create, density, reserve, stream, taps, workspace};
 use runtime::telemetry;
 
 /// Load on a lab, and benchmarks of its parts.
@@ -35,6 +35,8 @@ enum Scenario {
     Density(density::Options),
     /// Creates in a lab of its own, one after the other or several at once, beside a bare QEMU with the same kernel and image.
     Boot(boot::Options),
+    /// A repository into a VM: `prepare` beside git clone, tar and rsync over ssh, in a lab of its own.
+    Workspace(workspace::Options),
     /// A new VM's network: with ready taps and without, beside the programs `ip` and `nft`.
     Taps(taps::Options),
     /// The roads of a session: byte streams over the bus and direct TLS connections, beside bare TCP.
@@ -75,6 +77,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         }
         Scenario::Stream(options) => {
             let report = stream::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+        Scenario::Workspace(options) => {
+            let report = workspace::run(&options).await?;
             (report.table(), serde_json::to_string_pretty(&report)?, report.good())
         }
         Scenario::Taps(options) => {
