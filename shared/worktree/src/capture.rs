@@ -1,6 +1,7 @@
 //! A **capture**: what a directory is at this moment, as a tree that can be sent.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -63,6 +64,8 @@ pub struct Captured {
     pub time: i64,
     /// Paths of the repository itself (not of submodules) that differ from HEAD's to git, sorted.
     pub(crate) dirty: Vec<Vec<u8>>,
+    /// Paths of the repository itself that git ignores, and that went along by a pattern.
+    pub(crate) ignored: BTreeSet<Vec<u8>>,
     /// Holds the files that were made, as long as they may be sent.
     pub(crate) _scratch: TempDir,
 }
@@ -136,6 +139,7 @@ pub fn capture_plain(dir: &Path, options: &Options) -> Result<Captured, Worktree
         repo: None,
         time: 0,
         dirty: Vec::new(),
+        ignored: BTreeSet::new(),
         _scratch: scratch,
     })
 }
@@ -145,17 +149,17 @@ fn capture_repo(repo: Repo, options: &Options) -> Result<Captured, WorktreeError
     let scratch = scratch(&options.cache)?;
     let head = Head::of(&repo)?;
     let mut out = Builder::default();
-    let dirty = if options.dirty {
+    let (dirty, ignored) = if options.dirty {
         let part = Part { repo: &repo, head: &head, at: b"", home: b".git".to_vec(), depth: 0 };
-        part.take(options, scratch.path(), &mut out)?;
-        dirty(&repo, &head)?
+        let ignored = part.take(options, scratch.path(), &mut out)?;
+        (dirty(&repo, &head)?, ignored)
     } else {
         let commit = head.commit.clone();
         let commit =
             commit.ok_or_else(|| WorktreeError::Absent(format!("{} has no commit yet", repo.top.display())))?;
         let files = commit::Files { repo: &repo, head: &head, commit: &commit, at: b"", home: b".git" };
         files.take(options, scratch.path(), &mut out)?;
-        Vec::new()
+        (Vec::new(), BTreeSet::new())
     };
     let (tree, warnings) = out.finish(&mut cache)?;
     let about = about(&origin(&repo.top), &head, options.history);
@@ -167,6 +171,7 @@ fn capture_repo(repo: Repo, options: &Options) -> Result<Captured, WorktreeError
         time: head.time,
         repo: Some(repo),
         dirty,
+        ignored,
         _scratch: scratch,
     })
 }
@@ -218,14 +223,17 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Takes index, files and submodules as they are.
-    fn take(&self, options: &Options, scratch: &Path, out: &mut Builder) -> Result<(), WorktreeError> {
+    /// Takes index, files and submodules as they are; gives the paths that git ignores and a pattern names.
+    fn take(&self, options: &Options, scratch: &Path, out: &mut Builder) -> Result<BTreeSet<Vec<u8>>, WorktreeError> {
         self.repo.refuse_unfinished()?;
         let indexed = self.repo.index()?;
         for entry in indexed.iter().filter(|entry| entry.mode != 0o160_000) {
             out.add(&self.repo.top, self.at, &entry.path)?;
         }
-        for path in self.repo.untracked(&options.include_ignored)? {
+        let untracked = self.repo.untracked()?;
+        let ignored: BTreeSet<_> =
+            self.repo.named(&options.include_ignored)?.into_iter().filter(|path| !untracked.contains(path)).collect();
+        for path in untracked.iter().chain(&ignored) {
             match path.strip_suffix(b"/") {
                 Some(inner) => {
                     let whole = join(self.at, inner);
@@ -235,14 +243,17 @@ impl Part<'_> {
                     ));
                 }
                 None => {
-                    out.add(&self.repo.top, self.at, &path)?;
+                    out.add(&self.repo.top, self.at, path)?;
                 }
             }
         }
         for entry in indexed.iter().filter(|entry| entry.mode == 0o160_000) {
             self.submodule(entry, options, scratch, out)?;
         }
-        if options.history == History::None { Ok(()) } else { self.git_dir(&indexed, options, scratch, out) }
+        if options.history != History::None {
+            self.git_dir(&indexed, options, scratch, out)?;
+        }
+        Ok(ignored)
     }
 
     fn git_dir(
@@ -321,7 +332,8 @@ impl Part<'_> {
             let link = format!("gitdir: {}{}\n", up(&at), FileName(home.clone()));
             out.make(scratch, join(&at, b".git"), Mtime { secs: head.time, nanos: 0 }, link.as_bytes())?;
         }
-        Part { repo: &inner, head: &head, at: &at, home, depth: self.depth + 1 }.take(options, scratch, out)
+        Part { repo: &inner, head: &head, at: &at, home, depth: self.depth + 1 }.take(options, scratch, out)?;
+        Ok(())
     }
 
     /// The name of a submodule: where its git directory is below the others', else its path.

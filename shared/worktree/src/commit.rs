@@ -15,8 +15,12 @@ use crate::{
     error::WorktreeError,
     gitdir::{Head, Making},
     index::{self, IndexEntry},
-    repo::{Repo, as_path},
+    repo::{self, Repo, as_path},
 };
+
+/// The most bytes that the files of a commit may have, when they are written: one object may be many files, and a few kilobytes any number of
+/// bytes.
+const BYTES_MAX: u64 = 8 << 30;
 
 /// What to take, and where it goes.
 pub(crate) struct Files<'a> {
@@ -33,7 +37,7 @@ pub(crate) struct Files<'a> {
 impl Files<'_> {
     /// Writes the files into `scratch` and adds them, with a git directory that says they are unchanged.
     pub(crate) fn take(&self, options: &Options, scratch: &Path, out: &mut Builder) -> Result<(), WorktreeError> {
-        let listed = self.repo.tree(self.commit)?;
+        let listed = repo::tree_within(&self.repo.git, self.commit, BYTES_MAX)?;
         let mtime = Mtime { secs: self.head.time, nanos: 0 };
         let blobs: Vec<_> = listed
             .iter()

@@ -72,6 +72,9 @@ pub enum WorktreeError {
     /// It is of a kind that is not supported.
     #[error("{0}")]
     Unsupported(String),
+    /// It is larger than what is taken.
+    #[error("{0}")]
+    TooMuch(String),
     /// The user asked for what is not there.
     #[error("{0}")]
     Absent(String),
@@ -130,7 +133,7 @@ impl From<WorktreeError> for ApiError {
     fn from(error: WorktreeError) -> Self {
         use WorktreeError as E;
         let code = match &error {
-            E::NoGit(_) | E::Unmerged { .. } | E::InProgress { .. } | E::Unsupported(_) => {
+            E::NoGit(_) | E::Unmerged { .. } | E::InProgress { .. } | E::Unsupported(_) | E::TooMuch(_) => {
                 ErrorCode::FailedPrecondition
             }
             E::Git { .. } | E::Read { .. } | E::Write { .. } => ErrorCode::FailedPrecondition,

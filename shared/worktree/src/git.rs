@@ -3,6 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     io::{self, BufRead, Read, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -10,12 +11,16 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, setrlimit};
+
 use crate::error::WorktreeError;
 
 /// How long one command may take: packing a very large repository on a slow disk.
 const LIMIT: Duration = Duration::from_secs(1800);
 /// The most bytes of what git complains about that are kept.
 const SAID_MAX: usize = 2000;
+/// The most bytes of what git prints that are held at once.
+const OUTPUT_MAX: u64 = 512 << 20;
 
 /// Settings of every command, whatever the repository or its user says: no hooks, no daemons, no surprises in the output.
 const SETTINGS: [&str; 9] = [
@@ -28,6 +33,15 @@ const SETTINGS: [&str; 9] = [
     "pack.writeReverseIndex=false",
     "pack.packSizeLimit=0",
     "fetch.writeCommitGraph=false",
+];
+
+/// Settings of commands whose memory is bounded, and of repositories they read.
+pub(crate) const FRUGAL: [&str; 5] = [
+    "pack.threads=1",
+    "pack.windowMemory=256m",
+    "core.packedGitWindowSize=16m",
+    "core.packedGitLimit=256m",
+    "core.bigFileThreshold=16m",
 ];
 
 /// What would lead git to another repository than the one it is run in (`git rev-parse --local-env-vars`), or change its names.
@@ -59,12 +73,22 @@ pub struct Git {
     env: Vec<(OsString, OsString)>,
     settings: Vec<String>,
     limit: Duration,
+    bounds: Bounds,
+}
+
+/// What git and all it starts may take of the machine when what it reads is a stranger's, each process for itself; left out, what it wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// The most bytes of memory, files that are mapped included (`RLIMIT_AS`).
+    pub memory: Option<u64>,
+    /// The most bytes of one file that is written (`RLIMIT_FSIZE`).
+    pub file: Option<u64>,
 }
 
 impl Git {
     /// In that directory.
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), env: Vec::new(), settings: Vec::new(), limit: LIMIT }
+        Self { dir: dir.to_owned(), env: Vec::new(), settings: Vec::new(), limit: LIMIT, bounds: Bounds::default() }
     }
 
     /// With one more variable.
@@ -85,6 +109,16 @@ impl Git {
     #[must_use]
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Within bounds. It uses one thread and maps files in small pieces then, so that they are enough for what is honest.
+    #[must_use]
+    pub(crate) fn bounded(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
+        if bounds.memory.is_some() {
+            self.settings.extend(FRUGAL.map(str::to_owned));
+        }
         self
     }
 
@@ -157,8 +191,21 @@ impl Git {
         args: &[A],
         write: impl FnOnce(&mut dyn Write) -> io::Result<T> + Send,
     ) -> Result<(Vec<u8>, io::Result<T>), WorktreeError> {
-        let read = |from: &mut dyn BufRead| drain(from, usize::MAX);
-        self.converse(args, write, read).map(|(written, out)| (out, written))
+        let mut over = false;
+        let read = |from: &mut dyn BufRead| {
+            let mut out = Vec::new();
+            // Cut off output is shorter than git's success promises; whoever parses it finds out.
+            if let Err(error) = from.take(OUTPUT_MAX + 1).read_to_end(&mut out) {
+                tracing::debug!(%error, "git's output was cut off");
+            }
+            over = out.len() as u64 > OUTPUT_MAX;
+            out
+        };
+        let done = self.converse(args, write, read);
+        if over {
+            return Err(WorktreeError::TooMuch(format!("git {} says more than {OUTPUT_MAX} bytes", name(args))));
+        }
+        done.map(|(written, out)| (out, written))
     }
 
     /// Gives git its input with `write` while `read` takes what it prints, so that neither has to be held whole.
@@ -172,6 +219,7 @@ impl Git {
         read: impl FnOnce(&mut dyn BufRead) -> R + Send,
     ) -> Result<(io::Result<W>, R), WorktreeError> {
         let mut command = self.command(args);
+        self.bounds.impose(&mut command);
         let mut child = command.stdin(Stdio::piped()).spawn().map_err(WorktreeError::NoGit)?;
         let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
@@ -223,6 +271,24 @@ impl Git {
     }
 }
 
+impl Bounds {
+    fn impose(self, command: &mut Command) {
+        let limits = [(Resource::RLIMIT_AS, self.memory), (Resource::RLIMIT_FSIZE, self.file)];
+        let limits = limits.map(|(resource, most)| most.map(|most| (resource, most)));
+        if limits.iter().all(Option::is_none) {
+            return;
+        }
+        let impose = move || {
+            for (resource, most) in limits.into_iter().flatten() {
+                setrlimit(resource, most, most)?;
+            }
+            Ok(())
+        };
+        // SAFETY: setrlimit(2) is a system call that allocates nothing and touches no memory of the parent.
+        unsafe { command.pre_exec(impose) };
+    }
+}
+
 /// The subcommand, for errors.
 fn name<A: AsRef<OsStr>>(args: &[A]) -> String {
     args.first().map(|name| name.as_ref().to_string_lossy().into_owned()).unwrap_or_default()
@@ -231,13 +297,6 @@ fn name<A: AsRef<OsStr>>(args: &[A]) -> String {
 /// Reads to the end and keeps the last `keep` bytes.
 fn drain(mut from: impl Read, keep: usize) -> Vec<u8> {
     let mut kept = Vec::new();
-    if keep == usize::MAX {
-        // Cut off output is shorter than git's success promises; whoever parses it finds out.
-        if let Err(error) = from.read_to_end(&mut kept) {
-            tracing::debug!(%error, "git's output was cut off");
-        }
-        return kept;
-    }
     let mut piece = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut piece) {
         kept.extend_from_slice(&piece[..count]);

@@ -2,7 +2,7 @@
 //! made for them, whose every other file is ours, as git takes them from a stranger: named by what they hold, checked, and whole.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     path::Path,
@@ -14,11 +14,14 @@ use crate::{
     changes::{Export, Taken},
     error::WorktreeError,
     fast_import::{self, Content, Making, Put},
-    git::{Git, records},
+    git::{Bounds, FRUGAL, Git, records},
     packs::is_id,
-    repo::{self, Repo},
+    repo::{self, Indexed, Repo},
     snapshot::{Base, References, files_of, is_below},
 };
+
+/// The most bytes of memory that git may take for what came out of a VM: enough for the indices of the largest repositories.
+const MEMORY_MAX: u64 = 4 << 30;
 
 /// What was brought in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,10 +59,9 @@ pub fn import_commits(
     }
     let moved = base.head.as_deref() != Some(head);
     let reference = references.next(&repo.git)?;
-    if moved {
-        bring_in(repo, export.quarantine, head, &reference)?;
-    }
-    let (top, left_out) = uncommitted(repo, base, export, taken, head, &reference)?;
+    let committed =
+        if moved { bring_in(repo, export.quarantine, head, &reference)? } else { files_of(&repo.git, head)? };
+    let (top, left_out) = uncommitted(repo, base, export, taken, &committed, &reference)?;
     if !moved && top.is_none() {
         return Ok(None);
     }
@@ -70,12 +72,22 @@ pub fn import_commits(
     Ok(Some(Imported { reference, commit, commits, uncommitted: top.is_some(), left_out }))
 }
 
-/// Fetches a commit whose objects are in the quarantine or in the user's repository.
-fn bring_in(repo: &Repo, quarantine: &Path, head: &str, reference: &str) -> Result<(), WorktreeError> {
+/// Fetches a commit whose objects are in the quarantine or in the user's repository; its files.
+fn bring_in(
+    repo: &Repo,
+    quarantine: &Path,
+    head: &str,
+    reference: &str,
+) -> Result<BTreeMap<Vec<u8>, Indexed>, WorktreeError> {
     let scratch = tempfile::tempdir_in(quarantine).map_err(WorktreeError::write(quarantine))?;
     let dir = scratch.path();
-    let git = Git::at(dir);
+    let bounds = Bounds { memory: Some(MEMORY_MAX), file: None };
+    let git = Git::at(dir).bounded(bounds);
     git.run(&["init", "--quiet", "--bare", "--template=", "--object-format=sha1", "."])?;
+    // A fetch starts another git there, which has no settings of the one that started it.
+    for (name, value) in FRUGAL.iter().filter_map(|setting| setting.split_once('=')) {
+        git.run(&["config", name, value])?;
+    }
     let own = repo.common.join("objects");
     let alternates = dir.join("objects/info/alternates");
     let text = [own.as_os_str().as_encoded_bytes(), b"\n"].concat();
@@ -92,19 +104,23 @@ fn bring_in(repo: &Repo, quarantine: &Path, head: &str, reference: &str) -> Resu
     let bytes = move_objects(&git, &quarantine.join("git/objects"), &dir.join("objects"))?;
     tracing::debug!(bytes, "objects came out of the VM");
     let refused = |error| match error {
-        WorktreeError::Git { said, .. } => WorktreeError::Hostile(format!("its commits cannot be taken: {said}")),
+        WorktreeError::Git { said, .. } | WorktreeError::TooMuch(said) => {
+            WorktreeError::Hostile(format!("its commits cannot be taken: {said}"))
+        }
         other => other,
     };
     git.run(&["update-ref", "refs/heads/guest", head]).map_err(refused)?;
+    // Before anything is in the user's repository: a tree of a few objects may be without an end.
+    let committed = files_of(&git, head).map_err(refused)?;
     let from = dir.as_os_str();
     let refspec = format!("refs/heads/guest:{reference}");
     let args =
         ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance"];
     let args: Vec<&std::ffi::OsStr> = args.iter().map(|arg| (*arg).as_ref()).chain([from, refspec.as_ref()]).collect();
     let strict = ["fetch.fsckObjects=true", "protocol.allow=never", "protocol.file.allow=always", "fetch.prune=false"];
-    let git = strict.iter().fold(repo.git.clone(), |git, setting| git.setting(*setting));
+    let git = strict.iter().fold(repo.git.clone().bounded(bounds), |git, setting| git.setting(*setting));
     git.run(&args).map_err(refused)?;
-    Ok(())
+    Ok(committed)
 }
 
 /// Moves loose objects, and unpacks packs by what they hold; their bytes. What an index from the VM says is not used.
@@ -159,10 +175,10 @@ fn uncommitted(
     base: &Base,
     export: &Export<'_>,
     taken: &Taken,
-    head: &str,
+    committed: &BTreeMap<Vec<u8>, Indexed>,
     reference: &str,
 ) -> Result<(Option<String>, usize), WorktreeError> {
-    let committed = files_of(&repo.git, head)?;
+    let head = export.changes.head.clone().unwrap_or_default();
     let modules = committed.values().filter(|it| it.mode == 0o160_000).map(|it| &it.path[..]).collect();
     let now = files_of(&repo.git, &taken.commit)?;
     let mut paths: BTreeSet<Vec<u8>> = BTreeSet::new();
@@ -174,7 +190,7 @@ fn uncommitted(
     if let Some(known) = &base.head {
         // What the user had not committed, and what was committed in the VM.
         paths.extend(differing(&repo.git, known, &base.dirty)?);
-        paths.extend(differing(&repo.git, known, head)?);
+        paths.extend(differing(&repo.git, known, &head)?);
     } else {
         paths.extend(repo::tree(&repo.git, &base.commit)?.into_iter().map(|it| it.path));
         paths.extend(committed.keys().cloned());
@@ -182,11 +198,18 @@ fn uncommitted(
     let before = paths.len();
     paths.retain(|path| !is_below(path, &modules));
     let left_out = before - paths.len();
+    // What git did not show here it does not show there: ignored files that were sent, and what a sparse checkout leaves out, also of commits
+    // that came to be there.
+    let shown = files_of(&repo.git, &base.dirty)?;
+    let is_ignored = |path: &[u8]| taken.before.contains_key(path) && !shown.contains_key(path);
+    let sparse = shown.iter().any(|(path, it)| it.mode != 0o160_000 && !taken.before.contains_key(path));
     let (mut deletes, mut puts) = (Vec::new(), Vec::new());
     for path in paths {
         match (committed.get(&path).filter(|it| it.mode != 0o160_000), now.get(&path).filter(|it| it.mode != 0o160_000))
         {
+            (Some(_), None) if sparse && !taken.before.contains_key(&path) => {}
             (Some(_), None) => deletes.push(path),
+            (None, Some(_)) if is_ignored(&path) => {}
             (known, Some(file)) if known.is_none_or(|known| known.mode != file.mode || known.id != file.id) => {
                 puts.push(Put { path, mode: file.mode, content: Content::Object(file.id.clone()) });
             }
@@ -197,7 +220,7 @@ fn uncommitted(
         return Ok((None, left_out));
     }
     let message = "Uncommitted changes in the VM\n";
-    let making = Making { parent: Some(head.to_owned()), message, time: crate::changes::now(), deletes, puts };
+    let making = Making { parent: Some(head), message, time: crate::changes::now(), deletes, puts };
     Ok((fast_import::import(&repo.git, reference, vec![making])?.pop(), left_out))
 }
 

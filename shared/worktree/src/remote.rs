@@ -1,6 +1,7 @@
 //! A **remote** repository, cloned once into a bare one in a cache, and captured from there at a commit.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
@@ -16,7 +17,7 @@ use crate::{
     commit::Files,
     config::without_secrets,
     error::WorktreeError,
-    git::Git,
+    git::{Bounds, Git},
     gitdir::{Head, Upstream, time},
     packs::is_id,
     repo::Repo,
@@ -25,6 +26,8 @@ use crate::{
 
 /// How long one fetch may take.
 const FETCH_LIMIT: Duration = Duration::from_secs(1800);
+/// The most bytes of one pack that is fetched.
+const PACK_MAX: u64 = 8 << 30;
 /// The schemes that are spoken; `file` where it is allowed.
 const SCHEMES: [&str; 4] = ["https", "http", "ssh", "git"];
 
@@ -104,6 +107,7 @@ impl Remote {
     fn git(&self, dir: &Path) -> Git {
         let mut git = Git::at(dir)
             .within(FETCH_LIMIT)
+            .bounded(Bounds { memory: None, file: Some(PACK_MAX) })
             .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15")
             .env("GIT_ASKPASS", "true")
             .setting("protocol.allow=never")
@@ -193,6 +197,7 @@ impl Remote {
             repo: Some(repo),
             time: head.time,
             dirty: Vec::new(),
+            ignored: BTreeSet::new(),
             _scratch: scratch,
         })
     }

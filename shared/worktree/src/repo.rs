@@ -1,10 +1,14 @@
 //! A **repository** as its files lie: where the worktree, its git directory and the shared one are, and what is going on in it.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
+    io::{BufRead, Read},
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
 };
+
+use contract::worktree::ENTRIES_MAX;
 
 use crate::{
     error::WorktreeError,
@@ -19,6 +23,9 @@ const IN_PROGRESS: [(&str, &str, &str); 5] = [
     ("CHERRY_PICK_HEAD", "a cherry-pick", "git cherry-pick --continue or --abort"),
     ("REVERT_HEAD", "a revert", "git revert --continue or --abort"),
 ];
+
+/// The most bytes of a list of files.
+const LIST_BYTES: u64 = 512 << 20;
 
 /// A repository with a worktree, or a bare one.
 #[derive(Clone, Debug)]
@@ -150,29 +157,87 @@ impl Repo {
         tree(&self.git, name)
     }
 
-    /// What is in the worktree and neither in the index nor ignored, and what `patterns` (as `.gitignore` has them) name of the rest.
-    /// Repositories of their own end in a slash.
+    /// What is in the worktree and neither in the index nor ignored. Repositories of their own end in a slash.
     ///
     /// # Errors
     /// Git does not work.
-    pub fn untracked(&self, patterns: &[String]) -> Result<Vec<Vec<u8>>, WorktreeError> {
-        let mut out = self.git.run(&["ls-files", "--others", "-z", "--exclude-standard"])?;
-        if !patterns.is_empty() {
-            let mut args = vec!["ls-files".to_owned(), "--others".into(), "--ignored".into(), "-z".into()];
-            args.extend(patterns.iter().map(|pattern| format!("--exclude={pattern}")));
-            out.extend(self.git.run(&args)?);
+    pub fn untracked(&self) -> Result<BTreeSet<Vec<u8>>, WorktreeError> {
+        let out = self.git.run(&["ls-files", "--others", "-z", "--exclude-standard"])?;
+        Ok(records(&out).map(<[u8]>::to_vec).collect())
+    }
+
+    /// What is not in the index and `patterns` (as `.gitignore` has them) name, whether git ignores it or not.
+    ///
+    /// # Errors
+    /// Git does not work.
+    pub fn named(&self, patterns: &[String]) -> Result<BTreeSet<Vec<u8>>, WorktreeError> {
+        if patterns.is_empty() {
+            return Ok(BTreeSet::new());
         }
-        let mut paths: Vec<Vec<u8>> = records(&out).map(<[u8]>::to_vec).collect();
-        paths.sort_unstable();
-        paths.dedup();
-        Ok(paths)
+        let mut args = vec!["ls-files".to_owned(), "--others".into(), "--ignored".into(), "-z".into()];
+        args.extend(patterns.iter().map(|pattern| format!("--exclude={pattern}")));
+        let out = self.git.run(&args)?;
+        Ok(records(&out).map(<[u8]>::to_vec).collect())
     }
 }
 
 /// All files of a commit or tree.
 pub(crate) fn tree(git: &Git, name: &str) -> Result<Vec<Indexed>, WorktreeError> {
-    let out = git.run(&["ls-tree", "-r", "-z", "--full-tree", "--end-of-options", name])?;
-    records(&out).map(|record| listed(record).ok_or_else(|| odd("ls-tree", record))).collect()
+    list(git, &["ls-tree", "-r", "-z", "--full-tree", "--end-of-options", name], |_| Ok(()))
+}
+
+/// All files of a commit or tree that together have no more than `most` bytes.
+pub(crate) fn tree_within(git: &Git, name: &str, most: u64) -> Result<Vec<Indexed>, WorktreeError> {
+    let mut bytes = 0u64;
+    list(git, &["ls-tree", "-r", "-l", "-z", "--full-tree", "--end-of-options", name], |size| {
+        bytes = bytes.saturating_add(size);
+        let over = || WorktreeError::TooMuch(format!("the files of {name} have more than {most} bytes"));
+        if bytes > most { Err(over()) } else { Ok(()) }
+    })
+}
+
+/// Takes a list as git says it, and no more of it than a tree may have entries: a few objects that name each other many times are a list
+/// without an end. Each file's size is `weigh`ed, where git tells it.
+fn list(
+    git: &Git,
+    args: &[&str],
+    mut weigh: impl FnMut(u64) -> Result<(), WorktreeError> + Send,
+) -> Result<Vec<Indexed>, WorktreeError> {
+    let mut refused = None;
+    let all = |from: &mut dyn BufRead| {
+        let (mut found, mut bytes, mut record) = (Vec::new(), 0, Vec::new());
+        loop {
+            record.clear();
+            // What ends early git answers for.
+            let count = (&mut *from).take(LIST_BYTES).read_until(0, &mut record).unwrap_or(0) as u64;
+            bytes += count;
+            if count == 0 {
+                return found;
+            }
+            let taken = if bytes > LIST_BYTES || found.len() as u64 >= ENTRIES_MAX {
+                Err(WorktreeError::TooMuch(format!("it has more than {ENTRIES_MAX} files, or too long names")))
+            } else {
+                record.pop();
+                listed(&record).ok_or_else(|| odd("ls-tree", &record)).and_then(|(entry, size)| {
+                    weigh(size)?;
+                    Ok(entry)
+                })
+            };
+            match taken {
+                Ok(entry) => found.push(entry),
+                Err(error) => {
+                    refused = Some(error);
+                    return found;
+                }
+            }
+        }
+    };
+    let listed = git.converse(args, |_| Ok(()), all);
+    // That nobody listened any more is what git says then.
+    match refused {
+        Some(error) => Err(error),
+        None => Ok(listed?.1),
+    }
 }
 
 fn path(git: &Git, args: &[&str]) -> Result<PathBuf, WorktreeError> {
@@ -215,11 +280,13 @@ fn indexed(record: &[u8]) -> Option<(Indexed, String)> {
     Some((Indexed { mode: u32::from_str_radix(mode, 8).ok()?, id: id.to_owned(), path }, stage.to_owned()))
 }
 
-/// `<mode> <type> <id>\t<path>`
-fn listed(record: &[u8]) -> Option<Indexed> {
+/// `<mode> <type> <id>\t<path>`, or `<mode> <type> <id> <size>\t<path>` with `-` for the size of what has none.
+fn listed(record: &[u8]) -> Option<(Indexed, u64)> {
     let (words, path) = split(record)?;
-    let [mode, _, id] = words.split(' ').collect::<Vec<_>>()[..] else { return None };
-    Some(Indexed { mode: u32::from_str_radix(mode, 8).ok()?, id: id.to_owned(), path })
+    let mut words = words.split_ascii_whitespace();
+    let (mode, _, id) = (words.next()?, words.next()?, words.next()?);
+    let size = words.next().filter(|size| *size != "-").map_or(Some(0), |size| size.parse().ok())?;
+    Some((Indexed { mode: u32::from_str_radix(mode, 8).ok()?, id: id.to_owned(), path }, size))
 }
 
 fn split(record: &[u8]) -> Option<(String, Vec<u8>)> {

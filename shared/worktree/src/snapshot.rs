@@ -1,7 +1,8 @@
 //! A **snapshot**: the exact content of what was sent, as a commit that `refs/warren/<vm>/…` keep, beside which changes are told later.
 //!
 //! Where the files are HEAD's to the byte, it is HEAD's commit itself. Else it comes after HEAD: a commit of what git shows as changed, and one
-//! of what only differs from its blobs by filters and line endings, or is a submodule's.
+//! of what it does not show: files that only differ from their blobs by filters and line endings, that it ignores, that a sparse checkout leaves
+//! out, or that are a submodule's.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -169,6 +170,7 @@ impl Snapshot<'_> {
             before.values().filter(|it| it.mode == 0o160_000).map(|it| &it.path[..]).collect();
         let (mut dirty, mut rest) = (Differs::default(), Differs::default());
         let mut seen = HashSet::new();
+        let is_dirty = |path: &[u8]| captured.dirty.binary_search_by(|it| it[..].cmp(path)).is_ok();
         for entry in captured.tree.entries() {
             let path = &entry.path.0[..];
             if path.split(|byte| *byte == b'/').any(|name| name == b".git") {
@@ -189,12 +191,16 @@ impl Snapshot<'_> {
             if before.get(path).is_some_and(|it| it.mode == mode && it.id == id) {
                 continue;
             }
-            let shown = !before.contains_key(path) || captured.dirty.binary_search_by(|it| it[..].cmp(path)).is_ok();
+            // What git ignores it would not show either.
+            let shown = if before.contains_key(path) { is_dirty(path) } else { !captured.ignored.contains(path) };
             let of = if shown && !is_below(path, &modules) { &mut dirty } else { &mut rest };
             of.puts.push(Put { path: path.to_vec(), mode, content });
         }
-        let gone = before.values().filter(|it| it.mode != 0o160_000 && !seen.contains(&it.path[..]));
-        dirty.deletes = gone.map(|it| it.path.clone()).collect();
+        for it in before.values().filter(|it| it.mode != 0o160_000 && !seen.contains(&it.path[..])) {
+            // Git does not miss what a sparse checkout leaves out.
+            let of = if is_dirty(&it.path) { &mut dirty } else { &mut rest };
+            of.deletes.push(it.path.clone());
+        }
         self.reuse(&mut dirty)?;
         self.reuse(&mut rest)?;
         Ok((dirty, rest))

@@ -5,73 +5,15 @@ mod common;
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use common::{Story, export, files, git, init, status, write};
+use common::{Story, away::Away, files, git, init, status, write};
 use contract::{
     FileName,
     worktree::{Change, ChangeList, History, Node},
 };
-use worktree::{
-    Applied, Base, Captured, Export, Git, Look, References, Snapshot, Taken, WorktreeError, apply, import_commits,
-    patch, private_repository,
-};
-
-/// A workspace in a VM that is a directory.
-struct Away {
-    story: Story,
-    captured: Captured,
-    base: Base,
-    references: References,
-    git: Git,
-    guest: PathBuf,
-    exports: usize,
-}
-
-impl Away {
-    fn new(story: Story) -> Self {
-        let captured = story.capture();
-        let references = References::new(&"web".parse().unwrap(), "/workspace");
-        let git = match &captured.repo {
-            Some(repo) => repo.git.clone(),
-            None => private_repository(&story.dir.path().join("private")).unwrap(),
-        };
-        let base = Snapshot { git: &git, references: &references }.take(&captured).unwrap();
-        references.settle(&git, &base).unwrap();
-        let guest = story.place(&captured, "guest");
-        Self { story, captured, base, references, git, guest, exports: 0 }
-    }
-
-    fn export(&mut self) -> (ChangeList, PathBuf) {
-        self.exports += 1;
-        let quarantine = self.story.dir.path().join(format!("export-{}", self.exports));
-        fs::create_dir(&quarantine).unwrap();
-        let changes = export(&self.captured.tree, &self.guest, &quarantine);
-        // All objects: those that were sent come to nothing.
-        let objects = quarantine.join("git");
-        fs::create_dir(&objects).unwrap();
-        if self.guest.join(".git").exists() {
-            let copied =
-                std::process::Command::new("cp").arg("-r").arg(self.guest.join(".git/objects")).arg(&objects).status();
-            assert!(copied.unwrap().success());
-        }
-        (changes, quarantine)
-    }
-
-    fn taken(&mut self) -> (ChangeList, PathBuf, Taken) {
-        let (changes, quarantine) = self.export();
-        let taken = Export { changes: &changes, quarantine: &quarantine }
-            .take(&self.git, &self.references, &self.base)
-            .unwrap();
-        (changes, quarantine, taken)
-    }
-
-    fn apply(&mut self) -> Result<Applied, WorktreeError> {
-        let (changes, quarantine, taken) = self.taken();
-        apply(&self.story.repo, &self.git, &Export { changes: &changes, quarantine: &quarantine }, &taken)
-    }
-}
+use worktree::{Export, Look, Snapshot, WorktreeError, apply, import_commits, patch};
 
 fn edited() -> Away {
     let story = Story::new();

@@ -1,6 +1,8 @@
 //! Repositories for stories, and a guest that is a directory.
 #![allow(dead_code, reason = "each test binary uses some of it")]
 
+pub mod away;
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
