@@ -9,6 +9,9 @@ pub use exec::{ExecArgs, JobCommand, without_exec};
 pub use lab::LabCommand;
 pub use run::RunArgs;
 pub use vm::{CreateArgs, FeatureArgs, PostmortemArgs, SetArgs, TopArgs, VmCommand, Which};
+pub use workspace::{
+    DiffArgs, Dirty, ExportArgs, ExportFormat, PrepareArgs, SyncArgs, TakeArgs, WorkspaceCommand, WorkspacePlace,
+};
 
 use crate::{dev::args::DevCommand, output::Format};
 
@@ -16,6 +19,7 @@ mod exec;
 mod lab;
 mod run;
 mod vm;
+mod workspace;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -92,6 +96,13 @@ pub enum Command {
         #[command(subcommand)]
         /// Which.
         command: JobCommand,
+    },
+    /// Worktrees in VMs: prepare, export, diff, sync, list, show, remove, log
+    #[command(visible_alias = "ws")]
+    Workspace {
+        #[command(subcommand)]
+        /// Which.
+        command: WorkspaceCommand,
     },
     /// Operations: list, show, wait, watch, cancel
     Op {

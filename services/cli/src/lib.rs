@@ -104,6 +104,7 @@ async fn run(cli: Cli) -> Result<Outcome, Failure> {
         Command::Disk { command } => commands::disk::run(&global, format, command).await,
         Command::Lab { command } => commands::lab::run(&global, format, command).await,
         Command::Host { command } => commands::host::run(&global, format, command).await,
+        Command::Workspace { command } => Box::pin(commands::workspace::run(&global, format, command)).await,
         Command::Op { command } => commands::operation::run(&global, format, command).await,
         Command::Exec(args) => commands::exec::run(&global, format, args).await,
         Command::Job { command } => commands::job::run(&global, format, command).await,

@@ -29,8 +29,19 @@ fn err(output: &Output) -> String {
 #[test]
 fn help_names_every_command_and_the_exit_codes() {
     let help = out(&warren(&["--help"]));
-    for word in ["image", "vm", "ssh", "exec", "op", "host", "dev", "completions", "Exit codes", "failed_precondition"]
-    {
+    for word in [
+        "image",
+        "vm",
+        "ssh",
+        "exec",
+        "workspace",
+        "op",
+        "host",
+        "dev",
+        "completions",
+        "Exit codes",
+        "failed_precondition",
+    ] {
         assert!(help.contains(word), "{word} is missing:\n{help}");
     }
     for (area, verbs) in [
@@ -38,6 +49,7 @@ fn help_names_every_command_and_the_exit_codes() {
         ("vm", &["create", "ls", "show", "start", "stop", "restart", "rm", "logs"]),
         ("lab", &["up", "down", "ls", "show"]),
         ("op", &["ls", "show", "wait", "watch", "cancel"]),
+        ("workspace", &["prepare", "export", "diff", "sync", "ls", "show", "rm", "log"]),
         ("dev", &["up", "status", "down", "migrate"]),
     ] {
         let help = out(&warren(&[area, "--help"]));

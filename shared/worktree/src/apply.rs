@@ -103,7 +103,7 @@ impl<'a> Planner<'a> {
             }
             (Found::Directory, Some(Node::Directory { .. }), Some(Node::File { .. } | Node::Symlink { .. })) => {
                 plan.emptied.insert(path);
-                self.write(change, false, plan);
+                self.write(change, is_run(change), plan);
             }
             (Found::File { runs, .. }, Some(Node::File { .. }), Some(Node::File { mode, .. })) => {
                 let wanted = mode & 0o100 != 0;
@@ -122,7 +122,7 @@ impl<'a> Planner<'a> {
                     plan.removals.insert(path);
                     plan.done.removed += usize::from(change.after.is_none());
                 }
-                self.write(change, matches!(change.after, Some(Node::File { mode, .. }) if mode & 0o100 != 0), plan);
+                self.write(change, is_run(change), plan);
             }
             _ => plan.conflicts.push(Conflict { path: as_path(path), why: why(&found, change) }),
         }
@@ -210,6 +210,11 @@ impl<'a> Planner<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether what comes is a file that may be run.
+fn is_run(change: &Change) -> bool {
+    matches!(change.after, Some(Node::File { mode, .. }) if mode & 0o100 != 0)
 }
 
 /// Whether what is here is what a node says, in content and whether it runs.

@@ -47,6 +47,9 @@ pub struct Options {
     pub cache: PathBuf,
 }
 
+/// An index, as a file, with the tree it holds; none where there is none.
+type Staged = Option<(PathBuf, String)>;
+
 /// What was taken.
 #[derive(Debug)]
 pub struct Captured {
@@ -66,6 +69,8 @@ pub struct Captured {
     pub(crate) dirty: Vec<Vec<u8>>,
     /// Paths of the repository itself that git ignores, and that went along by a pattern.
     pub(crate) ignored: BTreeSet<Vec<u8>>,
+    /// The index as it was sent.
+    pub(crate) staged: Staged,
     /// Holds the files that were made, as long as they may be sent.
     pub(crate) _scratch: TempDir,
 }
@@ -140,6 +145,7 @@ pub fn capture_plain(dir: &Path, options: &Options) -> Result<Captured, Worktree
         time: 0,
         dirty: Vec::new(),
         ignored: BTreeSet::new(),
+        staged: None,
         _scratch: scratch,
     })
 }
@@ -149,17 +155,17 @@ fn capture_repo(repo: Repo, options: &Options) -> Result<Captured, WorktreeError
     let scratch = scratch(&options.cache)?;
     let head = Head::of(&repo)?;
     let mut out = Builder::default();
-    let (dirty, ignored) = if options.dirty {
+    let (dirty, (staged, ignored)) = if options.dirty {
         let part = Part { repo: &repo, head: &head, at: b"", home: b".git".to_vec(), depth: 0 };
-        let ignored = part.take(options, scratch.path(), &mut out)?;
-        (dirty(&repo, &head)?, ignored)
+        let taken = part.take(options, scratch.path(), &mut out)?;
+        (dirty(&repo, &head)?, taken)
     } else {
         let commit = head.commit.clone();
         let commit =
             commit.ok_or_else(|| WorktreeError::Absent(format!("{} has no commit yet", repo.top.display())))?;
         let files = commit::Files { repo: &repo, head: &head, commit: &commit, at: b"", home: b".git" };
         files.take(options, scratch.path(), &mut out)?;
-        (Vec::new(), BTreeSet::new())
+        (Vec::new(), (None, BTreeSet::new()))
     };
     let (tree, warnings) = out.finish(&mut cache)?;
     let about = about(&origin(&repo.top), &head, options.history);
@@ -172,6 +178,7 @@ fn capture_repo(repo: Repo, options: &Options) -> Result<Captured, WorktreeError
         repo: Some(repo),
         dirty,
         ignored,
+        staged,
         _scratch: scratch,
     })
 }
@@ -223,8 +230,14 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Takes index, files and submodules as they are; gives the paths that git ignores and a pattern names.
-    fn take(&self, options: &Options, scratch: &Path, out: &mut Builder) -> Result<BTreeSet<Vec<u8>>, WorktreeError> {
+    /// Takes index, files and submodules as they are; gives the index, as a file, with its tree, and the paths that git ignores and a
+    /// pattern names.
+    fn take(
+        &self,
+        options: &Options,
+        scratch: &Path,
+        out: &mut Builder,
+    ) -> Result<(Staged, BTreeSet<Vec<u8>>), WorktreeError> {
         self.repo.refuse_unfinished()?;
         let indexed = self.repo.index()?;
         for entry in indexed.iter().filter(|entry| entry.mode != 0o160_000) {
@@ -250,10 +263,11 @@ impl Part<'_> {
         for entry in indexed.iter().filter(|entry| entry.mode == 0o160_000) {
             self.submodule(entry, options, scratch, out)?;
         }
-        if options.history != History::None {
-            self.git_dir(&indexed, options, scratch, out)?;
-        }
-        Ok(ignored)
+        let staged = match options.history {
+            History::None => None,
+            _ => self.git_dir(&indexed, options, scratch, out)?,
+        };
+        Ok((staged, ignored))
     }
 
     fn git_dir(
@@ -262,11 +276,11 @@ impl Part<'_> {
         options: &Options,
         scratch: &Path,
         out: &mut Builder,
-    ) -> Result<(), WorktreeError> {
+    ) -> Result<Staged, WorktreeError> {
         let copied = out.scratch_file(scratch);
         let index = if index::copy(self.repo, &copied)? {
             let metadata = fs::metadata(&copied).map_err(WorktreeError::read(&copied))?;
-            Some((copied, Mtime::of(&metadata)))
+            Some((copied.clone(), Mtime::of(&metadata)))
         } else {
             None
         };
@@ -287,6 +301,7 @@ impl Part<'_> {
             }
             _ => None,
         };
+        let known = staged.as_ref().map(|(tree, _): &(String, PathBuf)| (copied, tree.clone()));
         let worktree = (!self.at.is_empty()).then(|| up(&self.home) + &String::from_utf8_lossy(self.at));
         let Self { repo, head, .. } = *self;
         let making = Making {
@@ -300,7 +315,8 @@ impl Part<'_> {
             scratch,
             cache: &options.cache,
         };
-        making.build(out)
+        making.build(out)?;
+        Ok(known)
     }
 
     /// Takes a submodule, with a git directory of its own below the one of what it is in. One that was never initialised is an empty directory.

@@ -198,6 +198,7 @@ impl Remote {
             time: head.time,
             dirty: Vec::new(),
             ignored: BTreeSet::new(),
+            staged: None,
             _scratch: scratch,
         })
     }

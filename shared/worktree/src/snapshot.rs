@@ -37,6 +37,9 @@ pub struct Base {
     pub dirty: String,
     /// Exactly what was sent.
     pub commit: String,
+    /// The tree that was staged: a commit in the VM may be of it, and sends what it was not sent.
+    #[serde(default)]
+    pub staged: Option<String>,
 }
 
 /// The references of one workspace.
@@ -63,6 +66,11 @@ impl References {
         format!("refs/warren/{}/pending{}", self.vm, self.suffix)
     }
 
+    /// What was staged when that was sent.
+    pub fn staged(&self) -> String {
+        format!("refs/warren/{}/staged{}", self.vm, self.suffix)
+    }
+
     /// What was taken out last.
     pub fn exported(&self) -> String {
         format!("refs/warren/{}/exported{}", self.vm, self.suffix)
@@ -85,6 +93,10 @@ impl References {
     /// Git does not work.
     pub fn settle(&self, git: &Git, base: &Base) -> Result<(), WorktreeError> {
         git.run(&["update-ref", &self.base(), &base.commit])?;
+        match &base.staged {
+            Some(tree) => git.run(&["update-ref", &self.staged(), tree])?,
+            None => git.run(&["update-ref", "-d", &self.staged()])?,
+        };
         git.run(&["update-ref", "-d", &self.pending()])?;
         Ok(())
     }
@@ -96,7 +108,7 @@ impl References {
     pub fn remove(&self, git: &Git, all: bool) -> Result<(), WorktreeError> {
         let prefix = format!("refs/warren/{}/", self.vm);
         let said = git.text(&["for-each-ref", "--format=%(refname)", &prefix])?;
-        let own = [self.base(), self.pending(), self.exported()];
+        let own = [self.base(), self.staged(), self.pending(), self.exported()];
         for name in said.lines().filter(|name| all || own.iter().any(|own| own == name)) {
             git.run(&["update-ref", "-d", name])?;
         }
@@ -138,6 +150,7 @@ impl Snapshot<'_> {
     /// # Errors
     /// A file changed since it was captured ([`WorktreeError::Changed`]: capture anew), or git does not work.
     pub fn take(&self, captured: &Captured) -> Result<Base, WorktreeError> {
+        let staged = self.staged(captured)?;
         let head = captured.about.head.clone().filter(|_| captured.repo.is_some());
         let before = match (&captured.repo, &head) {
             (Some(repo), Some(head)) => repo.tree(head)?,
@@ -156,12 +169,22 @@ impl Snapshot<'_> {
         if commits.is_empty() {
             let head = head.unwrap_or_default();
             self.git.run(&["update-ref", &self.references.pending(), &head])?;
-            return Ok(Base { head: Some(head.clone()), dirty: head.clone(), commit: head });
+            return Ok(Base { head: Some(head.clone()), dirty: head.clone(), commit: head, staged });
         }
         let ids = fast_import::import(self.git, &self.references.pending(), commits)?;
         let last = ids.last().cloned().unwrap_or_default();
         let dirty = if first_is_dirty { ids.first().cloned() } else { head.clone() };
-        Ok(Base { dirty: dirty.unwrap_or_else(|| last.clone()), head, commit: last })
+        Ok(Base { dirty: dirty.unwrap_or_else(|| last.clone()), head, commit: last, staged })
+    }
+
+    /// Has the tree of what was staged, which may be in no commit, in the repository too.
+    fn staged(&self, captured: &Captured) -> Result<Option<String>, WorktreeError> {
+        let Some((index, tree)) = &captured.staged else { return Ok(None) };
+        // Of a copy, as git notes in it what it knows.
+        let copy = index.with_extension("staged");
+        fs::copy(index, &copy).map_err(WorktreeError::write(&copy))?;
+        let made = self.git.clone().env("GIT_INDEX_FILE", &copy).text(&["write-tree"])?;
+        if made == *tree { Ok(Some(made)) } else { Err(WorktreeError::Changed(copy)) }
     }
 
     fn differences(&self, captured: &Captured, before: &[Indexed]) -> Result<(Differs, Differs), WorktreeError> {

@@ -103,7 +103,8 @@ fn less_history_ignored_files_and_heads_own_files_go_along_as_asked() {
     story.options.include_ignored = vec!["*.log".into()];
     let bare = story.place(&story.capture(), "bare");
     assert!(!bare.join(".git").exists() && bare.join("x.log").exists() && !bare.join("build").exists());
-    story.options = Options { dirty: false, history: History::Full, include_ignored: Vec::new(), ..story.options };
+    story.options =
+        Options { dirty: false, history: History::Full, include_ignored: Vec::new(), ..story.options.clone() };
     let captured = story.capture();
     let clean = story.place(&captured, "clean");
     assert_eq!(git(&clean, &["status", "--porcelain=v2"]), "");

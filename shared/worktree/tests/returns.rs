@@ -37,6 +37,7 @@ fn edited() -> Away {
     symlink("/etc/passwd", guest.join("link")).unwrap();
     fs::remove_dir_all(guest.join("dir")).unwrap();
     write(guest, "dir", "a file now");
+    fs::set_permissions(guest.join("dir"), fs::Permissions::from_mode(0o755)).unwrap();
     fs::remove_file(guest.join("file")).unwrap();
     write(guest, "file/in/it", "a directory now");
     away
@@ -149,6 +150,31 @@ fn commits_come_back_as_a_reference_with_the_rest_on_top() {
     ));
     away.references.remove(&away.git, true).unwrap();
     assert!(!away.story.git(&["for-each-ref"]).contains("warren"));
+}
+
+#[test]
+fn a_commit_of_what_was_staged_here_comes_back_although_the_vm_sends_none_of_it() {
+    let story = Story::new();
+    story.write("file", "one\n");
+    story.commit("one");
+    story.write("deep/staged", "staged\n");
+    story.git(&["add", "-A"]);
+    let mut away = Away::new(story);
+    git(&away.guest, &["commit", "-qm", "there"]);
+    let (changes, quarantine, taken) = away.taken();
+    for entry in away.captured.tree.entries() {
+        // What was sent does not come back.
+        if let Some(object) = entry.path.as_path().to_str().and_then(|path| path.strip_prefix(".git/objects/"))
+            && matches!(entry.node, Node::File { .. })
+        {
+            fs::remove_file(quarantine.join("git/objects").join(object)).unwrap();
+        }
+    }
+    let repo = away.captured.repo.clone().unwrap();
+    let export = Export { changes: &changes, quarantine: &quarantine };
+    let imported = import_commits(&repo, &away.references, &away.base, &export, &taken).unwrap().unwrap();
+    assert_eq!((imported.commits, imported.uncommitted), (1, false));
+    assert_eq!(away.story.git(&["show", "refs/warren/web/1:deep/staged"]), "staged");
 }
 
 #[test]

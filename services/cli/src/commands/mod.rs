@@ -15,6 +15,7 @@ pub mod run;
 pub mod ssh;
 pub mod ssh_config;
 pub mod vm;
+pub mod workspace;
 
 use std::str::FromStr;
 

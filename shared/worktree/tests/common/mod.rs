@@ -13,6 +13,10 @@ use std::{
 };
 
 use contract::worktree::{Change, ChangeList, History, Node};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
 use tempfile::TempDir;
 use tree::Tree;
 use worktree::{Captured, Options, capture};
@@ -33,6 +37,23 @@ pub fn git(dir: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
+/// Has a directory in memory where that can be, as thousands of small files take a slow disk minutes; for this thread and those it starts only,
+/// so that nothing stays mounted.
+fn in_memory(dir: &Path) -> nix::Result<()> {
+    let none: Option<&str> = None;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none)
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        if let Err(why) = umount2(self.dir.path(), MntFlags::MNT_DETACH) {
+            println!("it is on disk: {why}");
+        }
+    }
+}
+
 /// A story's directories.
 pub struct Story {
     pub dir: TempDir,
@@ -44,6 +65,9 @@ impl Story {
     /// With an empty repository.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        if let Err(why) = in_memory(dir.path()) {
+            println!("on disk: {why}");
+        }
         let repo = dir.path().join("repo");
         fs::create_dir(&repo).unwrap();
         init(&repo);

@@ -1,0 +1,234 @@
+//! `warren workspace sync`: a worktree and its copy in a VM are kept alike, one way.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use contract::{ApiError, worktree::Placing};
+use notify::{Event, RecursiveMode, Watcher, event::EventKind};
+use tokio::sync::Notify;
+use tree::Tree;
+use worktree::apply;
+
+use super::{
+    Bar,
+    export::{self, Origin, Taking},
+    options,
+    prepare::{self, Prepare},
+    warn,
+};
+use crate::{
+    args::{Global, SyncArgs},
+    client::Client,
+    commands::vm::seconds,
+    failure::{Failure, Outcome, SIGINT_EXIT},
+    output::{self, Format},
+};
+
+/// How long it must be quiet before what changed is sent: programs write files in pieces.
+const QUIET: Duration = Duration::from_millis(300);
+/// How long a worktree that is never quiet is waited for.
+const QUIET_MAX: Duration = Duration::from_secs(3);
+/// How often a VM is asked for changes where nothing else was said.
+const FROM_VM: Duration = Duration::from_secs(3);
+
+/// Syncs once, or until it is interrupted.
+///
+/// # Errors
+/// What does not fit: changes on the side that only takes.
+pub async fn run(global: &Global, format: Format, args: SyncArgs) -> Result<Outcome, Failure> {
+    let interval =
+        args.interval.as_deref().map(seconds).transpose()?.map(|seconds| Duration::from_secs(seconds.max(1)));
+    let client = Client::connect(global).await?;
+    let syncing = async {
+        if args.from_vm {
+            from_vm(&client, format, &args, interval.unwrap_or(FROM_VM)).await
+        } else {
+            to_vm(&client, format, &args, interval).await
+        }
+    };
+    if !args.watch {
+        // Each of the two minds Ctrl-C itself.
+        return syncing.await.map(|()| Outcome::Done);
+    }
+    tokio::select! {
+        ended = syncing => ended.map(|()| Outcome::Done),
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.map_err(|error| ApiError::internal(error.to_string()))?;
+            Ok(Outcome::Exit(SIGINT_EXIT))
+        }
+    }
+}
+
+async fn to_vm(client: &Client, format: Format, args: &SyncArgs, interval: Option<Duration>) -> Result<(), Failure> {
+    let dir = args.source.clone().unwrap_or_else(|| PathBuf::from("."));
+    let taking = prepare::taking(dir.clone(), options(&args.take)?);
+    let asked = Prepare {
+        vm: args.vm.clone(),
+        path: args.path.clone(),
+        owner: args.owner.clone(),
+        // Processes in the VM see the changes.
+        placing: Placing::InPlace,
+        force: args.force,
+        clean: false,
+    };
+    // Before the first capture, so that no change falls between the two.
+    let changes = match interval {
+        None if args.watch => Some(watch(&dir)?),
+        _ => None,
+    };
+    let mut sent: Option<Tree> = None;
+    loop {
+        // What differs is found out here, where it costs no operation.
+        let now = {
+            let taking = taking.clone();
+            tokio::task::spawn_blocking(move || taking())
+        };
+        let now = now.await.map_err(|error| ApiError::internal(format!("the capture failed: {error}")))?;
+        let differs = !matches!((&now, &sent), (Ok(now), Some(sent)) if same(&now.tree, sent));
+        drop(now);
+        if differs {
+            let prepared = prepare::prepare(client, &asked, &taking, &Bar::hidden()).await?;
+            warn(&prepared);
+            let summary = &prepared.sent.summary;
+            tell(
+                format,
+                &[("sent", summary.moved_files), ("bytes", summary.moved_bytes)],
+                summary.unchanged && sent.is_some(),
+            )?;
+            sent = Some(prepared.captured.tree);
+        }
+        match (&changes, interval) {
+            _ if !args.watch => return Ok(()),
+            (Some(watched), _) => watched.changed().await,
+            (None, interval) => tokio::time::sleep(interval.unwrap_or(FROM_VM)).await,
+        }
+    }
+}
+
+/// Whether two trees are the same to a VM.
+fn same(one: &Tree, other: &Tree) -> bool {
+    let pairs = one.entries().iter().zip(other.entries());
+    one.entries().len() == other.entries().len()
+        && pairs.into_iter().all(|(a, b)| a.path == b.path && a.node == b.node && a.mtime == b.mtime)
+}
+
+/// A directory whose changes are told by the kernel.
+struct Watched {
+    told: Arc<Notify>,
+    _watcher: notify::RecommendedWatcher,
+}
+
+impl Watched {
+    /// Waits for a change, and then until it is quiet.
+    async fn changed(&self) {
+        self.told.notified().await;
+        let quiet = async { while tokio::time::timeout(QUIET, self.told.notified()).await.is_ok() {} };
+        // Never quiet: sent all the same; what changes while it is read is found out.
+        if tokio::time::timeout(QUIET_MAX, quiet).await.is_err() {
+            tracing::debug!("the worktree is never quiet");
+        }
+    }
+}
+
+fn watch(dir: &Path) -> Result<Watched, ApiError> {
+    let told = Arc::new(Notify::new());
+    let tell = told.clone();
+    let refuse = |error: notify::Error| {
+        ApiError::failed_precondition(format!("{} cannot be watched: {error}", dir.display()))
+            .hint("look by the clock instead with --interval 5s, or raise fs.inotify.max_user_watches")
+    };
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        // An error means that events were lost: then it is looked at, too.
+        if event.is_ok_and(|event| !counts(&event)) {
+            return;
+        }
+        tell.notify_one();
+    })
+    .map_err(refuse)?;
+    watcher.watch(dir, RecursiveMode::Recursive).map_err(refuse)?;
+    Ok(Watched { told, _watcher: watcher })
+}
+
+/// Whether an event may be a change of what is sent: reading is none, nor are git's own locks and objects, or our references.
+fn counts(event: &Event) -> bool {
+    let own = |path: &Path| {
+        let text = path.to_string_lossy();
+        text.contains("/.git/objects/")
+            || text.contains("/.git/refs/warren")
+            || (text.contains("/.git/") && text.ends_with(".lock"))
+    };
+    let theirs = event.paths.is_empty() || event.paths.iter().any(|path| !own(path));
+    theirs && !matches!(event.kind, EventKind::Access(_))
+}
+
+async fn from_vm(client: &Client, format: Format, args: &SyncArgs, interval: Duration) -> Result<(), Failure> {
+    let taking = Taking { advance: true, ..Taking::of(&args.vm, Some(&args.path)) };
+    loop {
+        let fetched = export::fetch(client, &taking).await?;
+        take(client, format, args, fetched).await?;
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+/// Makes the VM's changes here, and only then has it forget that they are changes.
+async fn take(client: &Client, format: Format, args: &SyncArgs, fetched: export::Fetched) -> Result<(), Failure> {
+    let into = args.source.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let applied = apply_here(&fetched, into.as_deref());
+        (fetched, applied)
+    });
+    let (fetched, applied) = work.await.map_err(|error| ApiError::internal(format!("the export failed: {error}")))?;
+    let applied = match applied {
+        Ok(applied) => applied,
+        Err(error) => {
+            if let Err(error) = fetched.leave(client).await {
+                tracing::debug!(?error, "the export was not called off");
+            }
+            return Err(error.into());
+        }
+    };
+    fetched.accept(client).await?;
+    let nothing = applied == worktree::Applied::default();
+    tell(format, &[("written", applied.written as u64), ("removed", applied.removed as u64)], nothing && args.watch)
+}
+
+fn apply_here(fetched: &export::Fetched, into: Option<&Path>) -> Result<worktree::Applied, ApiError> {
+    let export = fetched.export();
+    let origin = Origin::find(&fetched.workspace, export.changes, into)?;
+    let taken = origin.take(&export)?;
+    let (Some(root), Some(mut record)) = (origin.root.clone(), origin.record.clone()) else {
+        return Err(ApiError::failed_precondition("the workspace was not prepared from a directory here")
+            .hint("prepare it here first: what the VM takes for its base has to be known"));
+    };
+    let applied = apply(&root, &origin.git, &export, &taken)?;
+    // Known before the VM makes it its base: who dies in between finds either.
+    let base = worktree::Base { commit: taken.commit.clone(), ..origin.base.clone() };
+    origin.references.settle(&origin.git, &base)?;
+    record.advance(fetched.operation, base);
+    record.save()?;
+    Ok(applied)
+}
+
+/// A line a change.
+fn tell(format: Format, counts: &[(&str, u64)], silent: bool) -> Result<(), Failure> {
+    if silent {
+        return Ok(());
+    }
+    match format {
+        Format::Json => {
+            let fields: serde_json::Map<_, _> =
+                counts.iter().map(|(name, count)| ((*name).to_owned(), (*count).into())).collect();
+            output::json_line(&fields)
+        }
+        Format::Table => {
+            let words: Vec<_> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+            output::text(&format!("{}\n", words.join(", ")))
+        }
+    }
+}
