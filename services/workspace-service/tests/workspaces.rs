@@ -257,7 +257,7 @@ async fn a_cancel_and_a_client_that_vanishes_end_a_transfer() {
     let mut stream = held.stream;
     lab.call::<Cancel>(json!({ "id": held.id })).await.unwrap();
     assert_eq!(lab.ended(held.id).await.state, OperationState::Cancelled);
-    assert_eq!(lab.agent.transfers.aborted(), [held.id]);
+    assert!(lab.agent.transfers.aborted().iter().all(|aborted| *aborted == held.id));
     assert!(listed(&lab).await.is_empty());
     // What comes too late is nobody's.
     drop(say(&mut stream, &[Frame::Stdin(Bytes::new())]).await);
@@ -267,6 +267,36 @@ async fn a_cancel_and_a_client_that_vanishes_end_a_transfer() {
     let error = failed(&lab, id).await;
     assert!(error.message.contains("the client is gone"), "{error:?}");
     prepare(&lab, "web", json!({}), b"tree").await;
+}
+
+#[tokio::test]
+async fn a_tree_that_stood_before_the_cancel_came_is_prepared() {
+    let lab = Lab::start().await;
+    lab.agent.transfers.be_late();
+    let held = Held::begun(&lab, "web").await;
+    lab.call::<Cancel>(json!({ "id": held.id })).await.unwrap();
+    succeeded(lab.ended(held.id).await);
+    let listed = listed(&lab).await;
+    assert_eq!((listed[0].generation, listed[0].entries), (Some(held.id), 7), "{listed:?}");
+}
+
+#[tokio::test]
+async fn a_tree_that_stood_before_its_host_was_given_up_is_a_workspace() {
+    let mut lab = Lab::engines().await;
+    let mut config = lab.config();
+    config.patience = Duration::from_secs(1);
+    lab.server = Some(Server::start(config).await.unwrap());
+    lab.agent.transfers.be_late();
+    let (web, held) = (lab.id("web"), Held::begun(&lab, "web").await);
+    lab.agent.transfers.refuse(web, Some(ApiError::unavailable("the agent is away")));
+    wait_until("the undo", BOUND, async || {
+        let operation = lab.call::<contract::operation::Get>(json!({ "id": held.id })).await.ok()?;
+        (operation.phase == "undo").then_some(())
+    })
+    .await;
+    lab.agent.transfers.refuse(web, None);
+    failed(&lab, held.id).await;
+    assert_eq!(listed(&lab).await[0].generation, Some(held.id));
 }
 
 #[tokio::test]

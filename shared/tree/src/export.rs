@@ -74,7 +74,9 @@ pub fn export(
         warnings: scan.warnings.clone(),
     };
     let noted = if order.advance {
-        advance(order, *base, &root, &scan, &differences, &objects, since)?.save(&site.state)
+        let mut next = advance(order, *base, &root, &scan, &differences, &objects, since)?;
+        next.head.summary = Some(summary.clone());
+        next.save(&site.state)
     } else {
         let mut head = base.head;
         head.exported = Some(digest_of(&differences, &scan.repository, order.commits));

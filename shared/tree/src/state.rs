@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use contract::{FileName, OperationId, worktree::About};
+use contract::{
+    FileName, OperationId,
+    worktree::{About, TransferSummary},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -58,6 +61,18 @@ impl StateDir {
         Ok(())
     }
 
+    /// What a prepare, or an export that advanced a base, did, where its base is still there: it was placed, whatever its own agent
+    /// came to tell of it. Blocking.
+    pub fn placed(&self, operation: OperationId) -> io::Result<Option<TransferSummary>> {
+        for state in self.all()? {
+            let Some(head) = read_json::<Head>(&state.join(HEAD))?.filter(|head| head.generation == operation) else {
+                continue;
+            };
+            return Ok(Some(head.summary.unwrap_or_default()));
+        }
+        Ok(None)
+    }
+
     /// The directories of all workspaces.
     pub(crate) fn all(&self) -> io::Result<Vec<PathBuf>> {
         let entries = match fs::read_dir(&self.0) {
@@ -89,6 +104,9 @@ pub(crate) struct Head {
     pub repository: Repository,
     /// The digest of the changes that were exported last.
     pub exported: Option<String>,
+    /// What the transfer that made it did.
+    #[serde(default)]
+    pub summary: Option<TransferSummary>,
 }
 
 /// A base: what was put into a workspace, and what `stat` said of each of it then. A zero stat is none's: such a file is read to see

@@ -2,7 +2,7 @@
 //!
 //! What a transfer does is [`tree`]'s; it works in a thread, a bounded queue apart from the stream that carries it. Whoever asked for it may go and
 //! ask again how it went. What is known here of transfers goes with this process: a new one finishes or removes what they left on
-//! the disk, and says of them that it knows nothing.
+//! the disk, and knows of those only that were placed.
 
 mod carry;
 mod transfers;

@@ -17,6 +17,8 @@ use tree::{GuestError, StateDir};
 const REMEMBERED: usize = 64;
 /// How long an order waits for the one before it to end, which was aborted or is finishing.
 const PATIENCE: Duration = Duration::from_secs(8);
+/// How long an answer waits for what an earlier agent left to be finished, at least: shorter than the host's patience with a status.
+const RECOVERY: Duration = Duration::from_secs(2);
 
 /// The VM's workspaces. Clones are the same.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ struct Inner {
     known: Mutex<Known>,
     /// Counts the ends of transfers.
     ended: watch::Sender<u64>,
+    /// What an earlier agent left is finished or removed.
+    recovered: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -67,16 +71,20 @@ impl Workspaces {
     /// Those remembered there. What an earlier agent left is finished or removed first, in a thread: orders wait for it.
     pub fn open(state: StateDir) -> Self {
         let exclusive = Arc::new(tokio::sync::Mutex::new(()));
-        if let Ok(held) = Arc::clone(&exclusive).try_lock_owned() {
-            let state = state.clone();
+        let held = Arc::clone(&exclusive).try_lock_owned();
+        let (ended, recovered) = (watch::Sender::new(0), watch::Sender::new(held.is_err()));
+        let all = Self(Arc::new(Inner { state, exclusive, known: Mutex::default(), ended, recovered }));
+        if let Ok(held) = held {
+            let all = all.clone();
             tokio::task::spawn_blocking(move || {
-                for error in state.recover() {
+                for error in all.state().recover() {
                     tracing::warn!("a workspace: {}", error.to_api());
                 }
+                all.0.recovered.send_replace(true);
                 drop(held);
             });
         }
-        Self(Arc::new(Inner { state, exclusive, known: Mutex::default(), ended: watch::Sender::new(0) }))
+        all
     }
 
     /// Where they are remembered.
@@ -118,7 +126,7 @@ impl Workspaces {
             return Err(twice());
         }
         let exclusive = self.hold(epoch).await?;
-        if !matches!(self.now(operation), TransferStatus::Unknown) {
+        if !matches!(self.now(operation), TransferStatus::Unknown) || self.remembered(operation).await.is_some() {
             return Err(twice());
         }
         let running = Running { operation, epoch, watch: Arc::default(), cut: Arc::default() };
@@ -128,7 +136,12 @@ impl Workspaces {
 
     /// How an operation's transfer goes; while it goes on, the answer is held for so long.
     pub async fn status(&self, operation: OperationId, wait: Duration) -> TransferStatus {
-        let mut ends = self.0.ended.subscribe();
+        let (mut ends, mut recovered) = (self.0.ended.subscribe(), self.0.recovered.subscribe());
+        // What an earlier agent began may be in its place in a moment.
+        let recovery = recovered.wait_for(|recovered| *recovered);
+        if tokio::time::timeout(wait.max(RECOVERY), recovery).await.is_err() {
+            return TransferStatus::Running { phase: "placing".to_owned(), done: 0, total: 0 };
+        }
         let over = async {
             while matches!(self.now(operation), TransferStatus::Running { .. }) {
                 if ends.changed().await.is_err() {
@@ -137,7 +150,23 @@ impl Workspaces {
             }
         };
         let _over_or_not = tokio::time::timeout(wait, over).await;
-        self.now(operation)
+        match self.now(operation) {
+            TransferStatus::Unknown => {
+                let placed = self.remembered(operation).await;
+                placed.map_or(TransferStatus::Unknown, |summary| TransferStatus::Done { summary })
+            }
+            known => known,
+        }
+    }
+
+    /// What an earlier agent's transfer did, where it made the base that is there.
+    async fn remembered(&self, operation: OperationId) -> Option<TransferSummary> {
+        let state = self.0.state.clone();
+        let placed = tokio::task::spawn_blocking(move || state.placed(operation)).await.ok()?;
+        placed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is remembered of workspaces cannot be read");
+            None
+        })
     }
 
     fn now(&self, operation: OperationId) -> TransferStatus {

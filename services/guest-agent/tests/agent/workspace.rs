@@ -135,6 +135,28 @@ async fn a_tree_goes_in_and_its_changes_come_out_and_each_is_remembered() {
 }
 
 #[tokio::test]
+async fn a_tree_that_was_placed_when_the_agent_died_is_told_as_done() {
+    let mut lab = Lab::new().await;
+    let order = lab.order(1);
+    let summary = lab.import(&order).await.unwrap().summary;
+    // The agent was about to note the second prepare, whose tree stands.
+    let state = fs::read_dir(lab.dir.path().join("state")).unwrap().map(|entry| entry.unwrap().path());
+    let state = state.into_iter().find(|path| path.is_dir()).unwrap();
+    let mut head: serde_json::Value = serde_json::from_slice(&fs::read(state.join("head.json")).unwrap()).unwrap();
+    let second = OperationId::new();
+    head["generation"] = serde_json::json!(second);
+    let step = serde_json::json!({ "clearing": { "next": head } });
+    let journal = serde_json::json!({ "path": lab.path(), "staging": ".ws.warren-x", "made": [], "step": step });
+    fs::write(state.join("journal.json"), journal.to_string()).unwrap();
+    lab.restart().await;
+    assert_eq!(lab.status(second, 0).await, TransferStatus::Done { summary });
+    assert_eq!(lab.status(order.operation, 0).await, TransferStatus::Unknown);
+    let mut again = lab.order(1);
+    again.operation = second;
+    assert_eq!(code(&lab.host.ask(&Request::Import(again)).await.1), Some(ErrorCode::AlreadyExists));
+}
+
+#[tokio::test]
 async fn transfers_that_cannot_go_on_end_and_leave_nothing() {
     let lab = Lab::new().await;
     let begin = async |order: &ImportOrder| {

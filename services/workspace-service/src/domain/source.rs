@@ -39,10 +39,11 @@ fn origin(about: &About) -> Result<(), ApiError> {
         return Err(ApiError::invalid_argument("`about.origin` is too long or holds control characters")
             .hint(format!("it is one line of at most {ORIGIN_MAX} bytes")));
     }
-    if has_password(&about.origin) {
-        return Err(
-            ApiError::invalid_argument("`about.origin` holds a password").hint("leave it out: others read this")
-        );
+    if has_secret(&about.origin) {
+        return Err(ApiError::invalid_argument(
+            "`about.origin` holds a user, a password or a query, where secrets are",
+        )
+        .hint("leave it out: others read this"));
     }
     for (field, id) in [("head", &about.head), ("base", &about.base)] {
         if let Some(id) = id
@@ -89,7 +90,7 @@ fn ref_name(field: &str, name: &str) -> Result<(), ApiError> {
 /// `invalid_argument`.
 pub fn git_url(url: &str) -> Result<(), ApiError> {
     let refuse = |why: &str, hint: &str| {
-        let secret = has_password(url) || url.contains('@') && !url.starts_with("ssh://");
+        let secret = has_secret(url) || url.contains(['?', '#']) || url.contains('@') && !url.starts_with("ssh://");
         let open = if secret { "…".to_owned() } else { shown(url) };
         Err(ApiError::invalid_argument(format!("the git URL {open:?} {why}")).hint(hint))
     };
@@ -101,11 +102,14 @@ pub fn git_url(url: &str) -> Result<(), ApiError> {
     if !SCHEMES.contains(&scheme) {
         return refuse("has a scheme that is not served", known);
     }
-    if has_password(url) || (scheme.starts_with("http") && authority(rest).contains('@')) {
+    if has_secret(url) {
         return refuse(
             "holds credentials",
             "leave them out: the operator of workspace-service names a credential helper or file (WARREN_GIT_CREDENTIALS)",
         );
+    }
+    if url.contains(['?', '#']) {
+        return refuse("has a query or a fragment", known);
     }
     let host = authority(rest).rsplit('@').next().unwrap_or_default();
     let path = &rest[authority(rest).len()..];
@@ -127,10 +131,12 @@ fn authority(rest: &str) -> &str {
     rest.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
-/// Whether a URL has a password (RFC 3986, 3.2.1).
-fn has_password(url: &str) -> bool {
-    let Some((_, rest)) = url.split_once("://") else { return false };
-    authority(rest).rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+/// Whether a URL has a password (RFC 3986, 3.2.1), or one of HTTP what tokens are put into: a user, or a query.
+fn has_secret(url: &str) -> bool {
+    let Some((scheme, rest)) = url.split_once("://") else { return false };
+    let http = scheme.to_ascii_lowercase().starts_with("http");
+    let user = authority(rest).rsplit_once('@').map(|(user, _)| user);
+    user.is_some_and(|user| http || user.contains(':')) || http && rest.contains(['?', '#'])
 }
 
 fn host_path(text: &str) -> Result<(), ApiError> {
@@ -231,9 +237,27 @@ mod tests {
             assert!(error.hint.unwrap().contains("credential"), "{url}");
             assert!(!error.message.contains("hunter2"), "{}", error.message);
         }
-        let about = About { origin: "https://ann:hunter2@git.example/x".into(), ..About::default() };
-        let error = check(&Source::Upload { session: SessionId::new(), about }).unwrap_err();
-        assert!(!error.message.contains("hunter2"));
+        for url in
+            ["https://git.example/x?token=hunter2", "https://git.example/x#hunter2", "ssh://git@git.example/x?hunter2"]
+        {
+            let error = git(url).unwrap_err();
+            assert!(!error.message.contains("hunter2"), "{}", error.message);
+        }
+        for origin in [
+            "https://ann:hunter2@git.example/x",
+            "https://hunter2@git.example/x",
+            "HTTP://hunter2@git.example/x",
+            "https://git.example/x?token=hunter2",
+            "ssh://ann:hunter2@git.example/x",
+        ] {
+            let about = About { origin: origin.into(), ..About::default() };
+            let error = check(&Source::Upload { session: SessionId::new(), about }).unwrap_err();
+            assert!(!error.message.contains("hunter2"));
+        }
+        for origin in ["/home/ann/what?/app#1", "ssh://git@git.example/x", "https://git.example/x"] {
+            let about = About { origin: origin.into(), ..About::default() };
+            check(&Source::Upload { session: SessionId::new(), about }).unwrap();
+        }
     }
 
     #[test]

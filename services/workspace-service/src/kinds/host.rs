@@ -151,11 +151,52 @@ pub async fn command<A: AgentVerb>(
     }
 }
 
-/// Watches a transfer that has begun to its end.
+/// Watches a transfer that has begun to its end. One that had its effect before a cancel or the end of all patience came is done.
 ///
 /// # Errors
 /// It failed, its VM does not run any more or was started anew, or its host was silent for too long.
 pub async fn watch(
+    cx: &Context,
+    vm: &Target,
+    host: &HostId,
+    patience: Duration,
+    transfer: OperationId,
+) -> Result<TransferSummary, StepError> {
+    let left = match watched(cx, vm, host, patience, transfer).await {
+        Err(error) if matches!(error.error.code, ErrorCode::Cancelled | ErrorCode::DeadlineExceeded) => error,
+        outcome => return outcome,
+    };
+    if abort(cx, vm, host, transfer).await.is_err() {
+        return Err(left);
+    }
+    done(cx, vm, host, transfer).await.ok().flatten().ok_or(left)
+}
+
+/// What an aborted transfer did, where it was too late to abort it.
+///
+/// # Errors
+/// Its host cannot be reached, or does not tell how it ended.
+pub async fn done(
+    cx: &Context,
+    vm: &Target,
+    host: &HostId,
+    transfer: OperationId,
+) -> Result<Option<TransferSummary>, StepError> {
+    let request = TransferRequest { vm: vm.id, operation: transfer, wait_ms: deadline::AGENT_POLL_MS };
+    match cx.bus().command::<WorkspaceStatus>(host, &request).await {
+        Ok(TransferStatus::Done { summary }) => Ok(Some(summary)),
+        Ok(TransferStatus::Failed { .. } | TransferStatus::Unknown) => Ok(None),
+        Ok(TransferStatus::Running { .. }) => Err(StepError::retry(ApiError::busy("the transfer has not ended yet"))),
+        Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::FailedPrecondition) => Ok(None),
+        // The host is away; so may the VM be, for good.
+        Err(error) => match vm.running(cx).await {
+            Err(gone) if !gone.retry => Ok(None),
+            Ok(_) | Err(_) => Err(StepError::retry(error)),
+        },
+    }
+}
+
+async fn watched(
     cx: &Context,
     vm: &Target,
     host: &HostId,

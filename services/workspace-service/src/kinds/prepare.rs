@@ -158,7 +158,13 @@ impl Step<Prepare> for Begin {
         order: &PrepareCommand,
         journal: &Journal,
     ) -> Result<(), StepError> {
-        host::abort(cx, &order.vm, journal.host()?, cx.operation()).await
+        let host = journal.host()?;
+        host::abort(cx, &order.vm, host, cx.operation()).await?;
+        // A tree that stands all the same is a workspace, whatever became of the operation.
+        if let Some(summary) = host::done(cx, &order.vm, host, cx.operation()).await? {
+            record(cx, order, cx.operation(), &about(&order.prepare.source, host), &summary).await?;
+        }
+        Ok(())
     }
 }
 
@@ -188,16 +194,7 @@ impl Step<Prepare> for Transfer {
             Served { transfer: cx.operation(), about: about(source, host), summary }
         };
         runtime::fault::point("workspace.prepare/transfer/placed");
-        let prepared = Prepared {
-            vm: order.vm.id,
-            path: &order.prepare.path,
-            owner: order.prepare.owner.as_deref(),
-            about: &about,
-            generation: transfer,
-            summary: &summary,
-        };
-        let mut client = cx.store().client().await?;
-        match workspace_prepared(&mut client, cx.fence(), prepared).await? {
+        match record(cx, order, transfer, &about, &summary).await? {
             Written::Yes(workspace) => journal.workspace = Some(*workspace),
             Written::ClaimLost => return Err(claim_lost()),
             Written::Gone => return Err(StepError::permanent(order.vm.deleted())),
@@ -207,12 +204,34 @@ impl Step<Prepare> for Transfer {
     }
 }
 
-/// What a tree is said to be taken from.
+/// Writes what stands in the VM now.
+async fn record(
+    cx: &Context,
+    order: &PrepareCommand,
+    transfer: OperationId,
+    about: &About,
+    summary: &TransferSummary,
+) -> Result<Written, StepError> {
+    let prepared = Prepared {
+        vm: order.vm.id,
+        path: &order.prepare.path,
+        owner: order.prepare.owner.as_deref(),
+        about,
+        generation: transfer,
+        summary,
+    };
+    let mut client = cx.store().client().await?;
+    Ok(workspace_prepared(&mut client, cx.fence(), prepared).await?)
+}
+
+/// What a tree is said to be taken from, as far as that is known before it is fetched.
 fn about(source: &Source, host: &HostId) -> About {
     match source {
         Source::Upload { about, .. } => about.clone(),
         Source::Host { path } => About { origin: format!("{host}:{path}"), ..About::default() },
-        Source::Git { .. } | Source::Object(_) => About::default(),
+        Source::Git { url: origin, .. } | Source::Object(origin) => {
+            About { origin: origin.clone(), ..About::default() }
+        }
     }
 }
 

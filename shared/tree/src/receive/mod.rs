@@ -122,9 +122,11 @@ fn keep(
         return Ok(None);
     }
     (base.head.generation, base.head.about) = (order.operation, order.about.clone());
-    base.head.save(&site.state).map_err(GuestError::files("noting the prepare"))?;
     let (entries, bytes) = (base.rows.len() as u64, base.rows.iter().map(|row| row.kind.size()).sum());
-    Ok(Some(TransferSummary { entries, bytes, unchanged: true, ..TransferSummary::default() }))
+    let summary = TransferSummary { entries, bytes, unchanged: true, ..TransferSummary::default() };
+    base.head.summary = Some(summary.clone());
+    base.head.save(&site.state).map_err(GuestError::files("noting the prepare"))?;
+    Ok(Some(summary))
 }
 
 /// A prepare that has something to do.
@@ -181,8 +183,10 @@ impl Import<'_> {
         }
         let swap = if in_place { None } else { Some(stage.inode()?) };
         let way = Way { swap, clean: self.order.clean, force: self.order.force, removed: false };
-        let warnings = placing.begin(self.next(rows), way, old.map(|old| (old.base, old.scan)))?;
-        Ok(TransferSummary { entries, bytes, moved_files, moved_bytes, unchanged: false, warnings })
+        let mut summary = TransferSummary { entries, bytes, moved_files, moved_bytes, ..TransferSummary::default() };
+        let next = self.next(rows, summary.clone());
+        summary.warnings = placing.begin(next, way, old.map(|old| (old.base, old.scan)))?;
+        Ok(summary)
     }
 
     /// What is there, if it may be replaced.
@@ -280,7 +284,7 @@ impl Import<'_> {
     }
 
     /// The base that is to be, with zero stats: they are taken when all is in its place.
-    fn next(&self, rows: Vec<Row>) -> Base {
+    fn next(&self, rows: Vec<Row>, summary: TransferSummary) -> Base {
         let head = Head {
             path: FileName::from(self.site.path.as_os_str()),
             generation: self.order.operation,
@@ -291,6 +295,7 @@ impl Import<'_> {
             root: (0, 0, 0, 0, 0),
             repository: crate::repo::Repository::default(),
             exported: None,
+            summary: Some(summary),
         };
         let stats = vec![crate::files::Stat::default(); rows.len()];
         Base { head, rows, stats }
