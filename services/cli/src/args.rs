@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use exec::{ExecArgs, JobCommand, without_exec};
 pub use lab::LabCommand;
-pub use run::RunArgs;
+pub use run::{Bring, RunArgs};
 pub use vm::{CreateArgs, FeatureArgs, PostmortemArgs, SetArgs, TopArgs, VmCommand, Which};
 pub use workspace::{
     DiffArgs, Dirty, ExportArgs, ExportFormat, PrepareArgs, SyncArgs, TakeArgs, WorkspaceCommand, WorkspacePlace,
@@ -79,7 +79,7 @@ pub enum Command {
         /// Which.
         command: VmCommand,
     },
-    /// Run a command in a VM made for it
+    /// Run a command in a VM made for it, with a workspace and its changes brought back if asked for
     Run(Box<RunArgs>),
     /// Log in to a VM, or run a command in it, with ssh
     Ssh(SshArgs),

@@ -1,16 +1,31 @@
 //! The arguments of `warren run`.
 
-use clap::Args;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
 
 const AFTER: &str = "\
 The VM is deleted when the command has ended, whatever happens, unless --keep is given. Should this client be killed, the VM is
-deleted once nobody has used it for 15 minutes.
+deleted once nobody has used it for 15 minutes. A VM whose changes could not be brought back is kept, and said to be.
 
   warren run debian -- uname -a
-  warren run --timeout 10m --memory 1G debian -- make test
+  warren run --workspace . --export patch python:3.13 -- python -m unittest
 
 Ctrl-C reaches the command while it runs; before and after it, it ends everything and deletes the VM.
 The exit code is the command's, 124 where its --timeout ran out; where it was not reached, that of the error.";
+
+/// What is brought back of a workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Bring {
+    /// Nothing
+    None,
+    /// A patch, in a file
+    Patch,
+    /// Commits made in the VM, as refs/warren/<vm>/<n> of the repository here
+    Commits,
+    /// All changes, into the directory itself
+    Apply,
+}
 
 /// `warren run`
 #[derive(Debug, Args)]
@@ -54,15 +69,33 @@ pub struct RunArgs {
     /// An environment variable of the command; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
-    /// Working directory of the command
+    /// Working directory of the command [default: the workspace, where there is one]
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// User name or uid[:gid]; root when left out
+    /// User name or uid[:gid]; root when left out. The workspace's files are this user's, too
     #[arg(short, long)]
     pub user: Option<String>,
     /// End the command after this time with SIGTERM, then SIGKILL, and exit code 124, e.g. 30s or 2h
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<String>,
+    /// Put this directory, usually a git worktree, into the VM
+    #[arg(long, value_name = "DIR")]
+    pub workspace: Option<PathBuf>,
+    /// Where to put it
+    #[arg(long, value_name = "PATH", requires = "workspace", default_value = contract::worktree::DEFAULT_PATH)]
+    pub path: String,
+    /// How much of the repository's history goes along: full, none, or a number of commits
+    #[arg(long, value_name = "HISTORY", requires = "workspace", default_value = "full")]
+    pub history: String,
+    /// Take what git ignores too, where it matches this pattern; may be repeated
+    #[arg(long, value_name = "PATTERN", requires = "workspace")]
+    pub include_ignored: Vec<String>,
+    /// What to bring back when the command has ended, whatever its exit code
+    #[arg(long, value_enum, requires = "workspace", default_value_t = Bring::None)]
+    pub export: Bring,
+    /// Where a patch is written; never over a file that is there [default: the VM's name and .patch]
+    #[arg(short, long, value_name = "FILE", requires = "workspace")]
+    pub file: Option<PathBuf>,
     /// The program and its arguments
     #[arg(last = true, required = true)]
     pub command: Vec<String>,

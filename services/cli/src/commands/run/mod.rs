@@ -1,15 +1,17 @@
-//! `warren run`: a VM for one command. Created, entered, deleted.
+//! `warren run`: a VM for one command. Created, given a workspace, entered, asked for its changes, deleted.
 //!
-//! From the moment the VM is asked for, every way out leads past its deletion.
+//! From the moment the VM is asked for, every way out leads past its deletion, but one: changes that were asked for and could not
+//! be brought back are not deleted with it.
 
 mod signals;
 mod vm;
+mod workspace;
 
 use std::io::IsTerminal;
 
 use contract::{ApiError, VmId, idle::IdleAction, vm::CreateRequest, workspace::Command};
 
-use self::{signals::Signals, vm::RunVm};
+use self::{signals::Signals, vm::RunVm, workspace::Work};
 use crate::{
     args::{ExecArgs, Global, RunArgs},
     client::Client,
@@ -29,23 +31,34 @@ enum Stopped {
     Interrupted,
 }
 
+/// What of the user's would be lost with the VM.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Changes {
+    /// Nothing.
+    Safe,
+    /// Changes that were asked for.
+    InVm,
+}
+
 /// Runs a command in a VM of its own.
 ///
 /// # Errors
-/// The command was not reached, or the VM was not deleted.
+/// The command was not reached, or its changes were not brought back, or the VM was not deleted.
 pub async fn run(global: &Global, format: Format, args: RunArgs) -> Result<Outcome, Failure> {
     let request = request(&args)?;
     let command = exec::command(&words(&args))?;
     // Where nobody looks on, standard error is the command's, too.
     let quiet = if std::io::stderr().is_terminal() { format } else { Format::Json };
+    let work = Work::of(&args, &request.name, quiet)?;
     let client = Client::connect(global).await?;
     let mut signals = Signals::listen()?;
     let vm = RunVm::ask(&client, quiet, &request).await?;
-    let outcome = steps(&client, &vm, (command, args.interactive), &mut signals).await;
-    if matches!(outcome, Err(Stopped::Interrupted)) && !args.keep {
+    let (outcome, changes) = steps(&client, &vm, (command, args.interactive), work.as_ref(), &mut signals).await;
+    if matches!(outcome, Err(Stopped::Interrupted)) && !args.keep && changes == Changes::Safe {
         output::note(&format!("interrupted: the VM {} is being deleted", vm.name));
     }
-    let ended = if args.keep { Ok(()) } else { end(&vm, &mut signals).await };
+    let kept = args.keep || changes == Changes::InVm;
+    let ended = if kept { keep(&vm, &args, changes).await } else { end(&vm, &mut signals).await };
     match (outcome, ended) {
         (Ok(Outcome::Exit(code)), Err(Stopped::Failed(Failure::Api(error)))) if code != 0 => {
             // The command's code is what was asked for.
@@ -74,13 +87,52 @@ async fn steps(
     client: &Client,
     vm: &RunVm<'_>,
     (command, interactive): (Command, bool),
+    work: Option<&Work>,
     signals: &mut Signals,
-) -> Result<Outcome, Stopped> {
-    signals.unless(vm.runs()).await?;
+) -> (Result<Outcome, Stopped>, Changes) {
+    if let Err(stopped) = signals.unless(vm.runs()).await {
+        return (Err(stopped), Changes::Safe);
+    }
+    if let Some(work) = work
+        && let Err(stopped) = signals.unless(work.prepare(client, &vm.vm())).await
+    {
+        return (Err(stopped), Changes::Safe);
+    }
     // The command has its own way with signals.
     let outcome = exec::foreground(client, vm.vm(), command, interactive).await.map_err(Stopped::Failed);
     signals.forget();
-    outcome
+    let Some(work) = work.filter(|work| work.exports()) else { return (outcome, Changes::Safe) };
+    match signals.unless(work.export(client, &vm.vm())).await {
+        Ok(()) => (outcome, Changes::Safe),
+        Err(Stopped::Failed(Failure::Api(error))) if !matches!(outcome, Ok(Outcome::Done | Outcome::Exit(0))) => {
+            // Both are said; the command's own end counts.
+            output::error(&error, Format::Table);
+            (outcome, Changes::InVm)
+        }
+        Err(stopped) => (Err(stopped), Changes::InVm),
+    }
+}
+
+/// Leaves the VM to its user.
+async fn keep(vm: &RunVm<'_>, args: &RunArgs, changes: Changes) -> Result<(), Stopped> {
+    let name = &vm.name;
+    if changes == Changes::InVm {
+        output::note(&format!(
+            "the VM {name} is kept: its changes were not brought back\n  to bring them back: warren workspace export {name}\n  \
+             to delete it:       warren vm rm {name}"
+        ));
+    }
+    if args.keep {
+        return Ok(());
+    }
+    // It was made to go when nobody uses it.
+    vm.keep().await.map_err(|failure| {
+        output::note(&format!(
+            "the VM {name} is deleted once nobody has used it for {} minutes",
+            vm::ORPHANED.as_secs() / 60
+        ));
+        Stopped::Failed(failure)
+    })
 }
 
 /// Deletes the VM; one more signal leaves it.
@@ -111,12 +163,13 @@ fn request(args: &RunArgs) -> Result<CreateRequest, ApiError> {
 
 /// The command as `warren exec` would be given it.
 fn words(args: &RunArgs) -> ExecArgs {
+    let workspace = args.workspace.as_ref().map(|_| args.path.clone());
     ExecArgs {
         vm: String::new(),
         interactive: args.interactive,
         tty: args.tty,
         env: args.env.clone(),
-        workdir: args.workdir.clone(),
+        workdir: args.workdir.clone().or(workspace),
         user: args.user.clone(),
         detach: false,
         name: None,

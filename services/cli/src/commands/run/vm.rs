@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use contract::{
-    ApiError, ErrorCode, VmId, VmName, deadline,
+    ApiError, ErrorCode, VmId, VmName,
+    change::SetRequest,
+    deadline,
     operation::{self, Operation, OperationRef, OperationState},
     vm::{self, CreateRequest, LifecycleRequest},
 };
 
 use crate::{
     client::Client,
+    commands::vm::set,
     failure::Failure,
     output::{self, Format},
     wait,
@@ -47,6 +50,16 @@ impl<'a> RunVm<'a> {
     pub async fn runs(&self) -> Result<(), Failure> {
         let ended = wait::shown(self.client, self.create.clone(), self.format).await?;
         wait::succeeded(ended)?;
+        Ok(())
+    }
+
+    /// Keeps it, also when nobody uses it.
+    pub async fn keep(&self) -> Result<(), Failure> {
+        let request = SetRequest { idle_seconds: Some(0), ..set::base(self.vm()) };
+        let reply = self.client.change::<vm::Set>(&request, deadline::QUICK).await?;
+        if let Some(operation) = reply.operation {
+            wait::succeeded(wait::shown(self.client, operation, self.format).await?)?;
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ mod console;
 pub(super) mod create;
 mod many;
 mod postmortem;
-mod set;
+pub(super) mod set;
 mod top;
 mod wait_for;
 

@@ -68,7 +68,7 @@ pub async fn rename(
     send(global, format, request, waiting).await
 }
 
-fn base(vm: String) -> SetRequest {
+pub(crate) fn base(vm: String) -> SetRequest {
     SetRequest { vm, timeout_ms: deadline::WAIT_DEFAULT_MS, ..SetRequest::default() }
 }
 

@@ -3,7 +3,7 @@
 //! [`prepare`] and [`export`] are the ways themselves, for whatever builds on them; the rest is what a user types.
 
 mod bar;
-mod deliver;
+pub mod deliver;
 mod diff;
 pub mod export;
 mod log;
@@ -149,7 +149,7 @@ async fn upload(global: &Global, format: Format, asked: &Prepare, taking: prepar
 }
 
 /// Says what was left out, here and in the VM.
-pub(super) fn warn(prepared: &Prepared) {
+pub fn warn(prepared: &Prepared) {
     for warning in prepared.warnings.iter().chain(&prepared.sent.summary.warnings) {
         output::note(&output::clean(warning));
     }

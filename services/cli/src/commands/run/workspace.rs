@@ -1,0 +1,127 @@
+//! The workspace of a run: what goes into the VM, and what is brought back.
+
+use std::path::PathBuf;
+
+use contract::{ApiError, VmName, worktree::Placing};
+use worktree::Options;
+
+use crate::{
+    args::{Bring, ExportFormat, RunArgs},
+    client::Client,
+    commands::workspace::{
+        Bar,
+        deliver::{self, Delivered, Delivery},
+        export::Taking,
+        prepare::{self, Prepare},
+        record, source, warn,
+    },
+    failure::Failure,
+    output::{self, Format},
+};
+
+/// What goes in and comes back.
+pub struct Work {
+    taking: prepare::Taking,
+    path: String,
+    owner: Option<String>,
+    format: Format,
+    commits: bool,
+    delivery: Option<Delivery>,
+}
+
+impl Work {
+    /// What the arguments ask for; none where there is no workspace.
+    ///
+    /// # Errors
+    /// The directory cannot be one, or the changes have no place to go: found out before there is a VM.
+    pub fn of(args: &RunArgs, name: &VmName, format: Format) -> Result<Option<Self>, ApiError> {
+        let Some(dir) = args.workspace.clone() else { return Ok(None) };
+        if !dir.is_dir() {
+            return Err(ApiError::invalid_argument(format!("{} is no directory", dir.display()))
+                .hint("--workspace names a directory here, usually a git worktree"));
+        }
+        let options = Options {
+            history: source::history(&args.history)?,
+            include_ignored: args.include_ignored.clone(),
+            dirty: true,
+            cache: record::cache_dir()?,
+        };
+        if args.file.is_some() && args.export != Bring::Patch {
+            return Err(ApiError::invalid_argument("--file goes with --export patch")
+                .hint("commits and changes that are applied go into the directory itself"));
+        }
+        let delivery = match args.export {
+            Bring::None => None,
+            Bring::Patch => Some(Delivery { file: Some(patch(args, name)), ..Delivery::default() }),
+            Bring::Commits => Some(Delivery { format: ExportFormat::Commits, ..Delivery::default() }),
+            Bring::Apply => Some(Delivery { apply: true, ..Delivery::default() }),
+        };
+        if let Some(delivery) = &delivery {
+            deliver::check(delivery, format)?;
+        }
+        Ok(Some(Self {
+            taking: prepare::taking(dir, options),
+            path: args.path.clone(),
+            owner: args.user.clone(),
+            format,
+            commits: args.export == Bring::Commits,
+            delivery,
+        }))
+    }
+
+    /// Whether anything is brought back.
+    pub fn exports(&self) -> bool {
+        self.delivery.is_some()
+    }
+
+    /// Puts the directory into the VM.
+    pub async fn prepare(&self, client: &Client, vm: &str) -> Result<(), Failure> {
+        let asked = Prepare {
+            vm: vm.to_owned(),
+            path: self.path.clone(),
+            owner: self.owner.clone(),
+            placing: Placing::Swap,
+            force: false,
+            clean: false,
+        };
+        let bar = Bar::new(self.format);
+        let prepared = prepare::prepare(client, &asked, &self.taking, &bar).await;
+        bar.finish();
+        warn(&prepared?);
+        Ok(())
+    }
+
+    /// Brings back what was asked for. Said on standard error, as standard output is the command's.
+    pub async fn export(&self, client: &Client, vm: &str) -> Result<(), Failure> {
+        let Some(delivery) = &self.delivery else { return Ok(()) };
+        let taking = Taking { commits: self.commits, ..Taking::of(vm, Some(&self.path)) };
+        let delivered = deliver::export(client, &taking, delivery).await?;
+        for warning in &delivered.warnings {
+            output::note(&output::clean(warning));
+        }
+        if self.format == Format::Table {
+            output::note(&output::clean(&told(&delivered)));
+        }
+        Ok(())
+    }
+}
+
+fn patch(args: &RunArgs, name: &VmName) -> PathBuf {
+    args.file.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.patch")))
+}
+
+fn told(delivered: &Delivered) -> String {
+    let changes = delivered.changes;
+    match (&delivered.applied, &delivered.reference, &delivered.file) {
+        (Some(applied), ..) => format!(
+            "{changes} changes came back: {} files written ({} merged), {} removed, {} were so here",
+            applied.written, applied.merged, applied.removed, applied.present
+        ),
+        (_, Some(reference), _) => {
+            let top = if delivered.uncommitted { " and what was not committed" } else { "" };
+            format!("{} commits{top} came back as {reference}", delivered.commits)
+        }
+        (.., Some(file)) => format!("{changes} changes came back in {}", file.display()),
+        _ => "nothing changed in the VM".to_owned(),
+    }
+}
