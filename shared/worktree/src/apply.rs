@@ -105,6 +105,11 @@ impl<'a> Planner<'a> {
                 plan.emptied.insert(path);
                 self.write(change, is_run(change), plan);
             }
+            // An apply that was cut off removed it, or the user did so too.
+            (Found::Nothing, Some(Node::File { .. } | Node::Symlink { .. }), Some(Node::Directory { .. }))
+            | (Found::Nothing, Some(Node::Directory { .. }), Some(Node::File { .. } | Node::Symlink { .. })) => {
+                self.write(change, is_run(change), plan)
+            }
             (Found::File { runs, .. }, Some(Node::File { .. }), Some(Node::File { mode, .. })) => {
                 let wanted = mode & 0o100 != 0;
                 let runs = if runs_before == Some(wanted) { *runs } else { wanted };
@@ -118,7 +123,9 @@ impl<'a> Planner<'a> {
                 }
             }
             _ if is_content(&found, change.before.as_ref()) => {
-                if matches!(found, Found::File { .. } | Found::Link(_)) {
+                let replaced = matches!(change.after, Some(Node::File { .. } | Node::Symlink { .. }));
+                // One takes the place of another by a rename, so that there is one at any time.
+                if matches!(found, Found::File { .. } | Found::Link(_)) && !replaced {
                     plan.removals.insert(path);
                     plan.done.removed += usize::from(change.after.is_none());
                 }

@@ -15,7 +15,7 @@ use tree::{Mtime, Tree};
 
 use crate::{
     builder::{Builder, join},
-    commit,
+    cache, commit,
     error::WorktreeError,
     git::records,
     gitdir::{Head, Making},
@@ -71,6 +71,8 @@ pub struct Captured {
     pub(crate) ignored: BTreeSet<Vec<u8>>,
     /// The index as it was sent.
     pub(crate) staged: Staged,
+    /// Where its packs are kept.
+    pub(crate) cache: PathBuf,
     /// Holds the files that were made, as long as they may be sent.
     pub(crate) _scratch: TempDir,
 }
@@ -146,6 +148,7 @@ pub fn capture_plain(dir: &Path, options: &Options) -> Result<Captured, Worktree
         dirty: Vec::new(),
         ignored: BTreeSet::new(),
         staged: None,
+        cache: options.cache.clone(),
         _scratch: scratch,
     })
 }
@@ -179,6 +182,7 @@ fn capture_repo(repo: Repo, options: &Options) -> Result<Captured, WorktreeError
         dirty,
         ignored,
         staged,
+        cache: options.cache.clone(),
         _scratch: scratch,
     })
 }
@@ -198,7 +202,7 @@ pub(crate) fn about(origin: &str, head: &Head, history: History) -> About {
 /// Where made files live as long as a capture: in the cache, so that packs can be linked.
 pub(crate) fn scratch(cache: &Path) -> Result<TempDir, WorktreeError> {
     let dir = cache.join("scratch");
-    fs::create_dir_all(&dir).map_err(WorktreeError::write(&dir))?;
+    cache::make(&dir)?;
     tempfile::Builder::new().prefix("capture-").tempdir_in(&dir).map_err(WorktreeError::write(&dir))
 }
 
@@ -279,6 +283,7 @@ impl Part<'_> {
     ) -> Result<Staged, WorktreeError> {
         let copied = out.scratch_file(scratch);
         let index = if index::copy(self.repo, &copied)? {
+            index::doubt(self.repo, &copied, indexed)?;
             let metadata = fs::metadata(&copied).map_err(WorktreeError::read(&copied))?;
             Some((copied.clone(), Mtime::of(&metadata)))
         } else {
@@ -303,6 +308,8 @@ impl Part<'_> {
         };
         let known = staged.as_ref().map(|(tree, _): &(String, PathBuf)| (copied, tree.clone()));
         let worktree = (!self.at.is_empty()).then(|| up(&self.home) + &String::from_utf8_lossy(self.at));
+        let home = String::from_utf8_lossy(&self.home);
+        let seen = if self.at.is_empty() { home.into_owned() } else { up(self.at) + &home };
         let Self { repo, head, .. } = *self;
         let making = Making {
             repo,
@@ -312,6 +319,7 @@ impl Part<'_> {
             staged,
             home: &self.home,
             worktree,
+            seen,
             scratch,
             cache: &options.cache,
         };

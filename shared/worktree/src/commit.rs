@@ -73,6 +73,18 @@ impl Files<'_> {
         let index = Some((made, Mtime { secs: self.head.time + 1, nanos: 0 }));
         let Self { repo, head, home, .. } = *self;
         let (history, cache) = (options.history, &*options.cache);
-        Making { repo, head, history, index, staged: None, home, worktree: None, scratch, cache }.build(out)
+        Making {
+            repo,
+            head,
+            history,
+            index,
+            staged: None,
+            home,
+            worktree: None,
+            seen: ".git".to_owned(),
+            scratch,
+            cache,
+        }
+        .build(out)
     }
 }

@@ -1,7 +1,11 @@
 //! The **settings** that go along: those that change how the files look to git, who commits, and where remotes are. Nothing that runs a
 //! program or tells a secret.
 
-use std::{fmt::Write, fs, io, path::PathBuf};
+use std::{
+    fmt::Write,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use crate::{error::WorktreeError, git::records, repo::Repo};
 
@@ -50,8 +54,13 @@ impl Settings {
     }
 
     /// The guest's `.git/config`. `branch` is the branch with its upstream's remote and ref; `worktree` leads from a submodule's git directory
-    /// to its files.
-    pub(crate) fn for_guest(&self, branch: Option<(&str, &str, &str)>, worktree: Option<&str>) -> String {
+    /// to its files, and `attributes` from there to what the user has for all repositories.
+    pub(crate) fn for_guest(
+        &self,
+        branch: Option<(&str, &str, &str)>,
+        worktree: Option<&str>,
+        attributes: Option<&str>,
+    ) -> String {
         let mut out = Config::default();
         out.section("core", None);
         out.value("repositoryformatversion", "0");
@@ -62,6 +71,9 @@ impl Settings {
         out.value("checkstat", "minimal");
         if let Some(worktree) = worktree {
             out.value("worktree", worktree);
+        }
+        if let Some(attributes) = attributes {
+            out.value("attributesfile", attributes);
         }
         for name in TAKEN.iter().filter(|name| name.starts_with("core.")) {
             self.take(&mut out, name);
@@ -97,33 +109,35 @@ impl Settings {
     }
 }
 
-/// The text of `info/<name>` for the guest: what the user's own file says for all repositories, then what the repository's says.
-pub(crate) fn info(repo: &Repo, name: &str, setting: &str, own: &str) -> Result<Vec<u8>, WorktreeError> {
+/// The text of a repository's `info/<name>`.
+pub(crate) fn info(repo: &Repo, name: &str) -> Result<Vec<u8>, WorktreeError> {
+    text(&repo.common.join("info").join(name))
+}
+
+/// What the user has for all repositories: the file that a setting names, else git's usual one.
+pub(crate) fn usual(repo: &Repo, setting: &str, own: &str) -> Result<Vec<u8>, WorktreeError> {
     let named = repo.git.ask(&["config", "--type=path", "--get", setting])?.map(PathBuf::from);
     let default = || {
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
         let base = std::env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from).or_else(home);
         base.map(|base| base.join("git").join(own))
     };
-    let mut text = Vec::new();
-    for path in named.or_else(default).into_iter().chain([repo.common.join("info").join(name)]) {
-        match fs::read(repo.top.join(&path)) {
-            Ok(bytes) => {
-                text.extend(bytes);
-                if text.last().is_some_and(|byte| *byte != b'\n') {
-                    text.push(b'\n');
-                }
+    named.or_else(default).map_or_else(|| Ok(Vec::new()), |path| text(&repo.top.join(path)))
+}
+
+/// A text that ends with a newline; an empty one where there is none. git does without what it cannot read, too.
+fn text(path: &Path) -> Result<Vec<u8>, WorktreeError> {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    match fs::read(path) {
+        Ok(mut text) => {
+            if text.last().is_some_and(|byte| *byte != b'\n') {
+                text.push(b'\n');
             }
-            // git does without what it cannot read, too.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory
-                ) => {}
-            Err(error) => return Err(WorktreeError::read(&path)(error)),
+            Ok(text)
         }
+        Err(error) if matches!(error.kind(), NotFound | PermissionDenied | NotADirectory) => Ok(Vec::new()),
+        Err(error) => Err(WorktreeError::read(path)(error)),
     }
-    Ok(text)
 }
 
 /// A URL without user, password and query; of ssh the user stays, who is no secret and needed.
@@ -182,7 +196,7 @@ mod tests {
             ("filter.x.smudge".into(), "evil".into()),
             ("submodule.s.update".into(), "!evil".into()),
         ]);
-        let text = settings.for_guest(Some(("main", "origin", "refs/heads/main")), None);
+        let text = settings.for_guest(Some(("main", "origin", "refs/heads/main")), None, None);
         assert!(text.contains("name = \"A \\\"B\\\" \\\\ C\""), "{text}");
         assert!(text.contains("[remote \"o\\\"x\"]") && text.contains("\"https://host/x\""), "{text}");
         assert!(!text.contains("evil") && !text.contains("u:p"), "{text}");

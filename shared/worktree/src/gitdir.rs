@@ -17,6 +17,9 @@ use crate::{
     repo::Repo,
 };
 
+/// Where the attributes are that the user has for all repositories.
+const USUAL_ATTRIBUTES: &str = "info/usual-attributes";
+
 /// Where HEAD is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -95,6 +98,8 @@ pub(crate) struct Making<'a> {
     pub home: &'a [u8],
     /// How its files are reached from there, where it is a submodule's.
     pub worktree: Option<String>,
+    /// Its place as it is seen from the top of its files, where git looks for relative names.
+    pub seen: String,
     /// Where files are made.
     pub scratch: &'a Path,
     /// The user's cache.
@@ -110,15 +115,21 @@ impl Making<'_> {
         let upstream = self.head.upstream.as_ref();
         let branch = upstream.and_then(|it| Some((self.head.branch_name()?, it.remote.as_str(), it.merge.as_str())));
         let boundary = self.boundary()?;
+        // What holds in all the user's repositories counts less than what is in this one, so it is a file of its own there too.
+        let usual = config::usual(self.repo, "core.attributesFile", "attributes")?;
+        let attributes = (!usual.is_empty()).then(|| format!("{}/{USUAL_ATTRIBUTES}", self.seen));
+        let config = settings.for_guest(branch, self.worktree.as_deref(), attributes.as_deref());
+        let excluded = [config::usual(self.repo, "core.excludesFile", "ignore")?, config::info(self.repo, "exclude")?];
         let mut files: Vec<(&[u8], Vec<u8>)> = vec![
-            (b"config", settings.for_guest(branch, self.worktree.as_deref()).into_bytes()),
+            (b"config", config.into_bytes()),
             (b"HEAD", self.head_text().into_bytes()),
             (b"packed-refs", self.packed_refs(&tags).into_bytes()),
-            (b"info/exclude", config::info(self.repo, "exclude", "core.excludesFile", "ignore")?),
+            (b"info/exclude", excluded.concat()),
         ];
-        let attributes = config::info(self.repo, "attributes", "core.attributesFile", "attributes")?;
-        if !attributes.is_empty() {
-            files.push((b"info/attributes", attributes));
+        for (name, text) in [(USUAL_ATTRIBUTES, usual), ("info/attributes", config::info(self.repo, "attributes")?)] {
+            if !text.is_empty() {
+                files.push((name.as_bytes(), text));
+            }
         }
         if let Ok(sparse) = fs::read(self.repo.git_dir.join("info/sparse-checkout")) {
             files.push((b"info/sparse-checkout", sparse));

@@ -1,6 +1,7 @@
 //! The **index** of the repository that goes along: the user's own, or one written for a commit's files.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, Write},
     path::Path,
@@ -10,7 +11,11 @@ use std::{
 use sha1::{Digest, Sha1};
 use tree::Mtime;
 
-use crate::{error::WorktreeError, repo::Repo};
+use crate::{
+    error::WorktreeError,
+    git::records,
+    repo::{Indexed, Repo},
+};
 
 /// The extensions only this machine's git has a use for: the other half of a split index, directories in place of their files, what is
 /// known of untracked files, and of a file system monitor.
@@ -28,17 +33,40 @@ pub(crate) fn copy(repo: &Repo, to: &Path) -> Result<bool, WorktreeError> {
     let time = fs::metadata(&from).and_then(|it| it.modified()).map_err(WorktreeError::read(&from))?;
     write(to, &bytes, time)?;
     if LOCAL.iter().any(|mark| bytes.windows(4).any(|window| window == *mark)) {
-        let git = repo
-            .git
-            .clone()
-            .env("GIT_INDEX_FILE", to)
-            .setting("index.sparse=false")
-            .setting("core.untrackedCache=false");
-        git.run(&["update-index", "--no-split-index", "--force-write-index"])?;
-        let file = File::options().write(true).open(to).map_err(WorktreeError::write(to))?;
-        file.set_modified(time).map_err(WorktreeError::write(to))?;
+        rewrite(repo, to, &["--no-split-index", "--force-write-index"], Vec::new())?;
     }
     Ok(true)
+}
+
+/// Takes sizes and times out of a copied index where git finds the files changed. Those of a file that was changed within its size and
+/// dated back are as they were: only its inode or ctime told, which a copy cannot keep, so the git of the guest would not look. What has a
+/// filter is left as it is, since the guest has no filters and would take what they made of a file for a change.
+pub(crate) fn doubt(repo: &Repo, to: &Path, indexed: &[Indexed]) -> Result<(), WorktreeError> {
+    let out = repo.git.run(&["diff-files", "--name-only", "-z", "--diff-filter=M", "--ignore-submodules=all"])?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    let said = repo.git.feed(&["check-attr", "-z", "--stdin", "filter"], out)?;
+    let said: Vec<&[u8]> = records(&said).collect();
+    let changed: HashSet<&[u8]> =
+        said.chunks_exact(3).filter(|it| it[2] == b"unspecified" || it[2] == b"unset").map(|it| it[0]).collect();
+    let mut input = Vec::new();
+    for entry in indexed.iter().filter(|entry| changed.contains(&entry.path[..])) {
+        input.extend(format!("{:o} {} 0\t", entry.mode, entry.id).into_bytes());
+        input.extend(&entry.path);
+        input.push(0);
+    }
+    if input.is_empty() { Ok(()) } else { rewrite(repo, to, &["-z", "--no-split-index", "--index-info"], input) }
+}
+
+/// Has git write an index anew, which keeps its time.
+fn rewrite(repo: &Repo, index: &Path, args: &[&str], input: Vec<u8>) -> Result<(), WorktreeError> {
+    let time = fs::metadata(index).and_then(|it| it.modified()).map_err(WorktreeError::read(index))?;
+    let settings = ["index.sparse=false", "core.untrackedCache=false", "core.splitIndex=false"];
+    let git = settings.iter().fold(repo.git.clone().env("GIT_INDEX_FILE", index), |git, it| git.setting(*it));
+    git.feed(&[&["update-index"], args].concat(), input)?;
+    let file = File::options().write(true).open(index).map_err(WorktreeError::write(index))?;
+    file.set_modified(time).map_err(WorktreeError::write(index))
 }
 
 fn write(to: &Path, bytes: &[u8], time: SystemTime) -> Result<(), WorktreeError> {

@@ -7,6 +7,7 @@
 mod apply;
 mod blobs;
 mod builder;
+mod cache;
 mod capture;
 mod changes;
 mod commit;

@@ -11,8 +11,10 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{error::WorktreeError, git::Git, repo::Repo};
+use crate::{cache, error::WorktreeError, git::Git, repo::Repo};
 
+/// Their place in the cache.
+pub(crate) const DIRECTORY: &str = "packs";
 /// How many packs one set grows to before it is packed anew.
 const CHAIN_MAX: usize = 8;
 
@@ -55,8 +57,8 @@ impl PackCache {
     /// Opens the cache of a worktree below `cache`; one capture at a time has it.
     pub(crate) fn open(cache: &Path, repo: &Repo) -> Result<Self, WorktreeError> {
         let name = hex::encode(Sha256::digest(repo.git_dir.as_os_str().as_encoded_bytes()));
-        let dir = cache.join("packs").join(name);
-        fs::create_dir_all(&dir).map_err(WorktreeError::write(&dir))?;
+        let dir = cache.join(DIRECTORY).join(name);
+        cache::make(&dir)?;
         let lock = File::create(dir.join("lock")).map_err(WorktreeError::write(&dir))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive)
             .map_err(|(_, error)| WorktreeError::Write { path: dir.clone(), source: error.into() })?;

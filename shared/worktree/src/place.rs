@@ -121,28 +121,16 @@ impl Place {
     /// Writes a file whole or not at all, in place of a file or link; its permissions are the usual ones with `runs` in them.
     pub(crate) fn write(&self, path: &[u8], content: &mut dyn Read, runs: bool) -> io::Result<()> {
         let (dir, name) = self.parent(path, true)?;
-        let (mut file, aside) = self.aside(&dir, runs)?;
+        let mode = Mode::from_bits_truncate(if runs { 0o777 } else { 0o666 });
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let (fd, aside) = aside(|name| openat(&dir, name, flags, mode))?;
+        let mut file = File::from(fd);
         let written = io::copy(content, &mut file).and_then(|_| file.flush());
         let placed = written.and_then(|()| Ok(renameat(&dir, &*aside, &dir, name)?));
         if placed.is_err() {
             discard(&dir, &aside);
         }
         placed
-    }
-
-    /// Makes a new file with a name nobody has.
-    fn aside(&self, dir: &OwnedFd, runs: bool) -> io::Result<(File, OsString)> {
-        let mode = Mode::from_bits_truncate(if runs { 0o777 } else { 0o666 });
-        for attempt in 0u32.. {
-            let name = OsString::from(format!(".warren-apply-{}-{attempt}", std::process::id()));
-            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            match openat(dir, &*name, flags, mode) {
-                Ok(fd) => return Ok((File::from(fd), name)),
-                Err(Errno::EEXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(io::ErrorKind::AlreadyExists.into())
     }
 
     /// Sets or takes away the right to run a file; its other permissions stay.
@@ -157,8 +145,12 @@ impl Place {
     /// Makes a symbolic link in place of a file or link.
     pub(crate) fn link(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
         let (dir, name) = self.parent(path, true)?;
-        discard(&dir, name);
-        Ok(symlinkat(OsStr::from_bytes(target), &dir, name)?)
+        let ((), aside) = aside(|name| symlinkat(OsStr::from_bytes(target), &dir, name))?;
+        let placed = renameat(&dir, &*aside, &dir, name);
+        if placed.is_err() {
+            discard(&dir, &aside);
+        }
+        Ok(placed?)
     }
 
     /// Makes a directory, and those above it.
@@ -191,6 +183,19 @@ impl Place {
             }
         }
     }
+}
+
+/// Makes something new with a name nobody has.
+fn aside<T>(make: impl Fn(&OsStr) -> nix::Result<T>) -> io::Result<(T, OsString)> {
+    for attempt in 0u32.. {
+        let name = OsString::from(format!(".warren-apply-{}-{attempt}", std::process::id()));
+        match make(&name) {
+            Ok(made) => return Ok((made, name)),
+            Err(Errno::EEXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }
 
 fn is_name(name: &OsStr) -> bool {

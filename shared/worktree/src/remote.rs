@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs::File,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     builder::Builder,
+    cache,
     capture::{Captured, Options, about, scratch},
     commit::Files,
     config::without_secrets,
@@ -67,7 +68,7 @@ impl Remote {
         };
         let key = format!("{} {depth:?}", self.url);
         let dir = self.cache.join("remotes").join(hex::encode(Sha256::digest(key)));
-        fs::create_dir_all(&dir).map_err(WorktreeError::write(&dir))?;
+        cache::make(&dir)?;
         let lock = File::create(dir.join("warren.lock")).map_err(WorktreeError::write(&dir))?;
         // Held until the capture is made: two fetches into one repository would wait for git's own locks and fail.
         let _lock = Flock::lock(lock, FlockArg::LockExclusive)
@@ -131,8 +132,10 @@ impl Remote {
             let said = git.text(&["ls-remote", "--symref", "--", &self.url, "HEAD"])?;
             let branch =
                 said.lines().find_map(|line| line.strip_prefix("ref: ")?.split('\t').next().map(str::to_owned));
-            return match branch {
-                Some(branch) => Ok(Found::Reference(branch)),
+            // A detached HEAD is a commit only.
+            let commit = || said.lines().find_map(|line| line.strip_suffix("\tHEAD")).filter(|id| is_id(id));
+            return match branch.map(Found::Reference).or_else(|| commit().map(|id| Found::Commit(id.to_owned()))) {
+                Some(found) => Ok(found),
                 None => Err(WorktreeError::Absent(format!("{} has no HEAD", without_secrets(&self.url)))),
             };
         };
@@ -153,19 +156,22 @@ impl Remote {
             Found::Reference(name) => (name.clone(), name.strip_prefix("refs/heads/").map(str::to_owned)),
             Found::Commit(id) => (id.clone(), None),
         };
-        let local = branch
-            .as_ref()
-            .map_or_else(|| "refs/warren/fetched".to_owned(), |name| format!("refs/remotes/origin/{name}"));
+        // Under no name of the remote's, of which one may come to be a directory of another.
+        let local = format!("refs/warren/at/{}", hex::encode(Sha256::digest(&source)));
         let git = self.git(dir);
         let mut args = vec!["fetch".to_owned(), "--quiet".into(), "--force".into(), "--no-write-fetch-head".into()];
         args.extend(depth.map(|depth| format!("--depth={depth}")));
-        args.extend(["--".to_owned(), self.url.clone(), format!("+{source}:{local}")]);
+        args.extend(["--no-tags", "--prune", "--", &self.url].map(str::to_owned));
+        args.push(format!("+{source}:{local}"));
+        if depth.is_none() {
+            args.push("+refs/tags/*:refs/tags/*".to_owned());
+        }
         git.run(&args)?;
         let repo = bare(dir)?;
         let commit = repo.commit(&local)?;
         let commit = commit.ok_or_else(|| WorktreeError::Absent(format!("{source} leads to no commit")))?;
         let upstream = branch.as_ref().map(|name| Upstream {
-            local: local.clone(),
+            local: format!("refs/remotes/origin/{name}"),
             short: format!("origin/{name}"),
             remote: "origin".to_owned(),
             merge: source.clone(),
@@ -179,8 +185,9 @@ impl Remote {
         let repo = bare(dir)?;
         let scratch = scratch(&self.cache)?;
         let mut out = Builder::default();
+        // Packs of it are kept in its own directory, and go with it.
         let commit = head.commit.clone().unwrap_or_default();
-        let options = Options { history, include_ignored: Vec::new(), dirty: false, cache: self.cache.clone() };
+        let options = Options { history, include_ignored: Vec::new(), dirty: false, cache: dir.to_owned() };
         Files { repo: &repo, head, commit: &commit, at: b"", home: b".git" }.take(
             &options,
             scratch.path(),
@@ -199,6 +206,7 @@ impl Remote {
             dirty: Vec::new(),
             ignored: BTreeSet::new(),
             staged: None,
+            cache: dir.to_owned(),
             _scratch: scratch,
         })
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    blobs,
+    blobs, cache,
     capture::Captured,
     error::WorktreeError,
     fast_import::{self, Content, Making, Put},
@@ -121,7 +121,7 @@ impl References {
 /// # Errors
 /// It cannot be made.
 pub fn private_repository(dir: &Path) -> Result<Git, WorktreeError> {
-    fs::create_dir_all(dir).map_err(WorktreeError::write(dir))?;
+    cache::make(dir)?;
     let git = Git::at(dir);
     if !dir.join("HEAD").exists() {
         git.run(&["init", "--quiet", "--bare", "--template=", "--object-format=sha1", "."])?;

@@ -12,6 +12,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+use crate::cache::make_private;
+
 /// A file whose times are this near to the moment it was read may change again within the same tick of its filesystem's clock, and
 /// is read again: two seconds is the coarsest clock there is.
 const RACY_NANOS: i128 = 2_000_000_000;
@@ -92,7 +94,7 @@ impl StatCache {
 
 fn write(place: &Path, entries: &[(Vec<u8>, Known)]) -> std::io::Result<()> {
     let dir = place.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
+    make_private(dir)?;
     let mut out = Vec::with_capacity(entries.len() * 128);
     writeln!(out, "{MARK}")?;
     for (path, Known { stat, digest }) in entries {

@@ -2,8 +2,9 @@
 //! uses it holds its lock with others, who removes something holds it alone.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -27,7 +28,9 @@ pub fn used(cache: &Path) -> Result<Flock<File>, ApiError> {
         ApiError::new(ErrorCode::FailedPrecondition, format!("the cache {} cannot be used: {error}", cache.display()))
             .hint("the operator of workspace-service chooses another with WARREN_GIT_CACHE")
     };
-    fs::create_dir_all(cache).map_err(|error| cannot(&error))?;
+    // Of repositories that others may not read.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(cache);
+    made.map_err(|error| cannot(&error))?;
     let file = File::options().create(true).truncate(false).write(true).open(cache.join(LOCK));
     let file = file.map_err(|error| cannot(&error))?;
     Flock::lock(file, FlockArg::LockShared).map_err(|(_, error)| cannot(&error.into()))
