@@ -90,6 +90,9 @@ async fn send(
             // What the cache holds is not what was fetched; the guest only saw its stream end.
             Err(error @ (tree::SendError::Read { .. } | tree::SendError::Changed { .. })) => {
                 tracing::warn!(%error, "a fetched tree cannot be read");
+                if let tree::SendError::Changed { path } = &error {
+                    fetched.distrust(path.clone()).await;
+                }
                 let message = format!("the fetched tree cannot be sent: {error}");
                 Err(StepError::permanent(ApiError::aborted(message).hint("ask again: it is fetched anew")))
             }

@@ -11,7 +11,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use bus::Bus;
 use contract::{
-    ApiError,
+    ApiError, FileName,
     worktree::{About, History, Source},
 };
 use tempfile::TempDir;
@@ -51,14 +51,29 @@ pub struct Fetched {
     pub about: About,
     /// What was left out.
     pub warnings: Vec<String>,
-    _files: Files,
+    files: Arc<Files>,
 }
 
 /// Where the files lie that a tree names.
-#[expect(dead_code, reason = "held for as long as they are read")]
 enum Files {
     Captured(Box<Captured>),
+    #[expect(dead_code, reason = "held for as long as it is read")]
     Unpacked(Unpacked),
+}
+
+impl Fetched {
+    /// Takes note that a file was not what the tree says when it was sent: what the cache has of it is fetched or made anew.
+    pub async fn distrust(&self, path: FileName) {
+        let files = self.files.clone();
+        let noted = tokio::task::spawn_blocking(move || {
+            if let Files::Captured(captured) = &*files {
+                captured.distrust(&path);
+            }
+        });
+        if let Err(error) = noted.await {
+            tracing::warn!(%error, "what the cache has was not looked at");
+        }
+    }
 }
 
 /// A directory of unpacked files that goes with its scope, whatever modes they came with.
@@ -123,7 +138,7 @@ impl Sources {
             tree: Arc::new(std::mem::take(&mut captured.tree)),
             about: captured.about.clone(),
             warnings: std::mem::take(&mut captured.warnings),
-            _files: Files::Captured(Box::new(captured)),
+            files: Arc::new(Files::Captured(Box::new(captured))),
         })
     }
 }

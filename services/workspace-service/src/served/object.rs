@@ -55,7 +55,7 @@ pub async fn fetch(bus: &Bus, name: &str, cache: &Path) -> Result<Fetched, ApiEr
         tree: Arc::new(walked.tree),
         about: About { origin: format!("object {name}"), ..About::default() },
         warnings: walked.warnings,
-        _files: Files::Unpacked(unpacked),
+        files: Arc::new(Files::Unpacked(unpacked)),
     })
 }
 
