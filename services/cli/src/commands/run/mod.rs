@@ -53,7 +53,8 @@ pub async fn run(global: &Global, format: Format, args: RunArgs) -> Result<Outco
     let client = Client::connect(global).await?;
     let mut signals = Signals::listen()?;
     let vm = RunVm::ask(&client, quiet, &request).await?;
-    let (outcome, changes) = steps(&client, &vm, (command, args.interactive), work.as_ref(), &mut signals).await;
+    let steps = Box::pin(steps(&client, &vm, (command, args.interactive), work.as_ref(), &mut signals));
+    let (outcome, changes) = steps.await;
     if matches!(outcome, Err(Stopped::Interrupted)) && !args.keep && changes == Changes::Safe {
         output::note(&format!("interrupted: the VM {} is being deleted", vm.name));
     }
@@ -94,7 +95,7 @@ async fn steps(
         return (Err(stopped), Changes::Safe);
     }
     if let Some(work) = work
-        && let Err(stopped) = signals.unless(work.prepare(client, &vm.vm())).await
+        && let Err(stopped) = signals.unless(Box::pin(work.prepare(client, &vm.vm()))).await
     {
         return (Err(stopped), Changes::Safe);
     }
@@ -102,7 +103,7 @@ async fn steps(
     let outcome = exec::foreground(client, vm.vm(), command, interactive).await.map_err(Stopped::Failed);
     signals.forget();
     let Some(work) = work.filter(|work| work.exports()) else { return (outcome, Changes::Safe) };
-    match signals.unless(work.export(client, &vm.vm())).await {
+    match signals.unless(Box::pin(work.export(client, &vm.vm()))).await {
         Ok(()) => (outcome, Changes::Safe),
         Err(Stopped::Failed(Failure::Api(error))) if !matches!(outcome, Ok(Outcome::Done | Outcome::Exit(0))) => {
             // Both are said; the command's own end counts.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use archive::{Owner, Place};
 use bus::ByteStream;
 use contract::{
-    ApiError, ErrorCode, SessionId, deadline,
+    ApiError, ErrorCode, FileName, SessionId, deadline,
     operation::{self, Operation, OperationRef},
     vm::{self, Vm, VmRef},
     worktree::{self as contract_worktree, Placing, PrepareRequest, Source},
@@ -72,8 +72,8 @@ pub async fn prepare(client: &Client, prepare: &Prepare, take: &Taking, bar: &Ba
     for last in (1..=CAPTURES).map(|attempt| attempt == CAPTURES) {
         bar.phase("reading the worktree");
         match attempt(client, prepare, &vm, take, bar).await {
-            Err(Attempt::Changed(_)) if !last => {}
-            Err(Attempt::Changed(error) | Attempt::Failed(error)) => return Err(error.into()),
+            Err(Attempt::Changed(..)) if !last => {}
+            Err(Attempt::Changed(error, _) | Attempt::Failed(error)) => return Err(error.into()),
             Ok(prepared) => return Ok(prepared),
         }
     }
@@ -81,8 +81,8 @@ pub async fn prepare(client: &Client, prepare: &Prepare, take: &Taking, bar: &Ba
 }
 
 enum Attempt {
-    /// A file changed while it was read: worth another one.
-    Changed(ApiError),
+    /// A file changed while it was read: worth another one. Which, where that is known.
+    Changed(ApiError, Option<Box<FileName>>),
     Failed(ApiError),
 }
 
@@ -95,7 +95,7 @@ impl From<ApiError> for Attempt {
 impl From<WorktreeError> for Attempt {
     fn from(error: WorktreeError) -> Self {
         match error {
-            WorktreeError::Changed(_) => Self::Changed(error.into()),
+            WorktreeError::Changed(_) => Self::Changed(error.into(), None),
             other => Self::Failed(other.into()),
         }
     }
@@ -144,6 +144,9 @@ async fn attempt(client: &Client, prepare: &Prepare, vm: &Vm, take: &Taking, bar
             Ok(Prepared { operation, sent, captured, warnings })
         }
         Err(error) => {
+            if let Attempt::Changed(_, Some(path)) = &error {
+                captured.distrust(path);
+            }
             record.retreat(id);
             record.save()?;
             Err(error)
@@ -225,9 +228,9 @@ fn of_send(error: SendError) -> Attempt {
         cause = inner.source();
     }
     match error {
-        SendError::Changed { .. } => {
+        SendError::Changed { path } => {
             let error = ApiError::new(ErrorCode::Aborted, text);
-            Attempt::Changed(error.hint("something writes there; try again when it is done"))
+            Attempt::Changed(error.hint("something writes there; try again when it is done"), Some(Box::new(path)))
         }
         SendError::Read { .. } | SendError::Refused(_) => Attempt::Failed(ApiError::failed_precondition(text)),
         SendError::Stream(_) => {
