@@ -23,6 +23,8 @@ use crate::{
     row::is_git,
 };
 
+mod list;
+
 /// What an export may have at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -34,8 +36,8 @@ pub struct Limits {
 
 /// Bytes of the list that each change may take, and that there may be in any case.
 const LIST_BYTES: (u64, u64) = (2 * PATH_MAX as u64 + 1024, 1 << 20);
-/// The longest list, in bytes.
-const LIST_MAX: u64 = 512 << 20;
+/// The longest list, in bytes: some hundred thousand changes.
+const LIST_MAX: u64 = 128 << 20;
 /// The most files of objects.
 const OBJECTS_MAX: u64 = 1_000_000;
 /// Bytes of headers that each file may take: its own, and a long name's with its blocks.
@@ -160,15 +162,7 @@ impl Reader<'_> {
         if size > most {
             return Err(ReadError::TooMuch(format!("{} changes", self.limits.entries)));
         }
-        let list: ChangeList =
-            serde_json::from_reader(io::BufReader::with_capacity(CHUNK, content)).map_err(|error| {
-                match error.is_io() {
-                    true => damaged(error.into()),
-                    false => {
-                        ReadError::Hostile(format!("its list cannot be read: {}", shown(error.to_string().as_bytes())))
-                    }
-                }
-            })?;
+        let list = list::read(content, self.quarantine, self.limits)?;
         check_list(&list, self.limits)?;
         let is_file = |change: &Change| matches!(change.after, Some(Node::File { .. }));
         self.files = (0..list.changes.len()).filter(|index| is_file(&list.changes[*index])).collect();
