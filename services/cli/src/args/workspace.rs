@@ -189,10 +189,10 @@ pub struct SyncArgs {
     #[arg(long)]
     pub from_vm: bool,
     /// Look for changes so often, e.g. 5s, instead of being told of them by the kernel [default with --from-vm: 3s]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", requires = "watch")]
     pub interval: Option<String>,
     /// Whose the files become in the VM
-    #[arg(long)]
+    #[arg(long, conflicts_with = "from_vm")]
     pub owner: Option<String>,
     #[command(flatten)]
     /// What is taken.

@@ -128,7 +128,11 @@ impl Jobs {
         let input = input.map(|input| feed(input, command.tty.is_some()));
         let capacity = if kept { KEPT_OUTPUT } else { PLAIN_OUTPUT };
         let entry = Arc::new(Entry::running(about, &job, input, capacity));
-        self.entries().push(Arc::clone(&entry));
+        let mut entries = self.entries();
+        // One that ended and had this name goes now that another has it, not when a start of that name fails.
+        entries.retain(|other| other.about.name != entry.about.name);
+        entries.push(Arc::clone(&entry));
+        drop(entries);
         let (jobs, driven) = (Arc::clone(self), Arc::clone(&entry));
         tokio::spawn(async move {
             driven.drive(job).await;
@@ -149,7 +153,7 @@ impl Jobs {
             return Err(ApiError::resource_exhausted(format!("the guest already runs {RUNNING_MAX} kept jobs"))
                 .hint("`warren exec ls VM` lists them; wait for one or kill it"));
         }
-        let mut entries = self.entries();
+        let entries = self.entries();
         let Some(name) = &command.job else {
             let free = |name: &JobName| entries.iter().all(|entry| entry.about.name != *name);
             return Ok(std::iter::repeat_with(JobName::mint).find(free).unwrap_or_else(JobName::mint));
@@ -158,7 +162,6 @@ impl Jobs {
             return Err(ApiError::already_exists(format!("a job {name} runs in the VM"))
                 .hint(format!("attach to it with `warren exec attach VM {name}`, or choose another name")));
         }
-        entries.retain(|entry| entry.about.name != *name);
         Ok(name.clone())
     }
 

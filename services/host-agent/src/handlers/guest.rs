@@ -8,7 +8,7 @@ use bus::{
 };
 use contract::{
     ApiError,
-    agent::{HostVmState, OpenRequest},
+    agent::OpenRequest,
     direct::{Opened, TOKEN_LIFE},
     guest::Request,
     job::{AskRequest, Jobs},
@@ -20,6 +20,7 @@ use tokio::{
     net::UnixStream,
 };
 
+use super::workspace::off;
 use crate::{
     vm::Vms,
     vmm::{jail::open_untrusted, names},
@@ -60,7 +61,7 @@ pub async fn open(
             return Ok(Opened::default());
         }
     };
-    let (guest, mut observed) = vms.guest(request.vm)?;
+    let (guest, observed) = vms.guest(request.vm)?;
     // Listening before the guest is asked, so that the opener may send as soon as it has the reply.
     let stream = ByteStream::accept(&bus, request.session).await?;
     let inside = guest.ask(&wanted).await?;
@@ -73,8 +74,7 @@ pub async fn open(
             Some(arrival) => by_either_road(stream, arrival).await,
             None => stream,
         };
-        let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
-        carry(stream, inside, async move { drop(off.await) }).await;
+        carry(stream, inside, off(observed)).await;
     });
     Ok(Opened { direct })
 }
@@ -100,14 +100,13 @@ pub async fn jobs(vms: Arc<Vms>, request: AskRequest) -> Result<Jobs, ApiError> 
 
 /// Connects to the serial console, which is the VMM's and needs no guest that answers.
 async fn console(bus: &Bus, vms: &Vms, request: &OpenRequest) -> Result<Opened, ApiError> {
-    let (_, mut observed) = vms.guest(request.vm)?;
+    let (_, observed) = vms.guest(request.vm)?;
     let socket = console_socket(&vms.dir(request.vm)).await?;
     let stream = ByteStream::accept(bus, request.session).await?;
     let open = vms.session(request.vm);
     tokio::spawn(async move {
         let _open = open;
-        let off = observed.wait_for(|seen| !matches!(seen.state, HostVmState::Booting | HostVmState::Ready));
-        carry(stream, socket, async move { drop(off.await) }).await;
+        carry(stream, socket, off(observed)).await;
     });
     Ok(Opened::default())
 }

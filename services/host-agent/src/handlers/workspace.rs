@@ -155,7 +155,7 @@ impl Workspaces {
 }
 
 /// Returns when the VM does not run any more. One that is paused only stands still.
-fn off(mut observed: watch::Receiver<VmObservation>) -> impl Future<Output = ()> + Send {
+pub(super) fn off(mut observed: watch::Receiver<VmObservation>) -> impl Future<Output = ()> + Send {
     let running =
         |seen: &VmObservation| matches!(seen.state, HostVmState::Booting | HostVmState::Ready | HostVmState::Paused);
     async move {

@@ -13,8 +13,9 @@ pub(crate) use carry::carry;
 pub use client::connect;
 pub use server::{Arrival, Doors, Listen};
 
-/// How long a peer may be silent on the network until its connection ends, where something was sent to it.
-const UNHEARD_MAX: Duration = contract::stream::RECONNECT_MAX;
+/// How long what was sent to a peer may be left untaken until its connection ends. Linux counts a reader that stalls like a network that
+/// is gone (TCP_USER_TIMEOUT, tcp(7)), so it is as long as people look at a pager.
+const UNHEARD_MAX: Duration = Duration::from_secs(3600);
 /// How often a quiet connection is asked whether it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 

@@ -153,9 +153,11 @@ impl Shared {
     fn enter(&self, peer: IpAddr) -> bool {
         let mut pending = self.pending();
         let all: usize = pending.values().sum();
-        let own = pending.entry(peer).or_default();
-        let room = all < PENDING_MAX && *own < PENDING_EACH_MAX;
-        *own += usize::from(room);
+        let own = pending.get(&peer).copied().unwrap_or_default();
+        let room = all < PENDING_MAX && own < PENDING_EACH_MAX;
+        if room {
+            pending.insert(peer, own + 1);
+        }
         room
     }
 

@@ -107,7 +107,7 @@ mod tests {
         assert!(matches!(read(list(0, 65)), Err(ReadError::Hostile(_))));
         assert!(matches!(read("{".into()), Err(ReadError::Hostile(_))));
         // What is said twice counts the second time, too.
-        let twice = list(0, 0).replacen('{', &format!(r#"{{"changes":[{}],"#, vec![r#"{"path":"a"}"#; 9].join(",")), 1);
+        let twice = list(0, 0).replacen('{', &format!(r#"{{"changes":[{}],"#, [r#"{"path":"a"}"#; 9].join(",")), 1);
         assert!(matches!(read(twice), Err(ReadError::Hostile(_))));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -103,8 +103,15 @@ async fn steps(
     let outcome = exec::foreground(client, vm.vm(), command, interactive).await.map_err(Stopped::Failed);
     signals.forget();
     let Some(work) = work.filter(|work| work.exports()) else { return (outcome, Changes::Safe) };
-    match signals.unless(Box::pin(work.export(client, &vm.vm()))).await {
-        Ok(()) => (outcome, Changes::Safe),
+    let brought = match signals.unless(Box::pin(work.fetch(client, &vm.vm()))).await {
+        // From here on it is finished, whatever signal comes: files are written here.
+        Ok(fetched) => Box::pin(work.deliver(client, fetched)).await.map_err(Stopped::Failed),
+        Err(stopped) => Err(stopped),
+    };
+    match brought {
+        Ok(true) => (outcome, Changes::Safe),
+        // What was left out may be what somebody wants.
+        Ok(false) => (outcome, Changes::InVm),
         Err(Stopped::Failed(Failure::Api(error))) if !matches!(outcome, Ok(Outcome::Done | Outcome::Exit(0))) => {
             // Both are said; the command's own end counts.
             output::error(&error, Format::Table);
@@ -119,7 +126,7 @@ async fn keep(vm: &RunVm<'_>, args: &RunArgs, changes: Changes) -> Result<(), St
     let name = &vm.name;
     if changes == Changes::InVm {
         output::note(&format!(
-            "the VM {name} is kept: its changes were not brought back\n  to bring them back: warren workspace export {name}\n  \
+            "the VM {name} is kept: not all of its changes were brought back\n  to bring them back: warren workspace export {name}\n  \
              to delete it:       warren vm rm {name}"
         ));
     }

@@ -11,7 +11,7 @@ use crate::{
     commands::workspace::{
         Bar,
         deliver::{self, Delivered, Delivery},
-        export::Taking,
+        export::{self, Fetched, Taking},
         prepare::{self, Prepare},
         record, source, warn,
     },
@@ -91,18 +91,24 @@ impl Work {
         Ok(())
     }
 
-    /// Brings back what was asked for. Said on standard error, as standard output is the command's.
-    pub async fn export(&self, client: &Client, vm: &str) -> Result<(), Failure> {
-        let Some(delivery) = &self.delivery else { return Ok(()) };
+    /// Takes out what was asked for, into a place aside.
+    pub async fn fetch(&self, client: &Client, vm: &str) -> Result<Fetched, Failure> {
         let taking = Taking { commits: self.commits, ..Taking::of(vm, Some(&self.path)) };
-        let delivered = deliver::export(client, &taking, delivery).await?;
+        export::fetch(client, &taking).await
+    }
+
+    /// Brings back what was taken out; whether that is all there was. Said on standard error, as standard output is the command's.
+    /// To be awaited to its end.
+    pub async fn deliver(&self, client: &Client, fetched: Fetched) -> Result<bool, Failure> {
+        let Some(delivery) = &self.delivery else { return Ok(true) };
+        let delivered = deliver::finish(client, fetched, delivery).await?;
         for warning in &delivered.warnings {
             output::note(&output::clean(warning));
         }
         if self.format == Format::Table {
             output::note(&output::clean(&told(&delivered)));
         }
-        Ok(())
+        Ok(delivered.warnings.is_empty())
     }
 }
 

@@ -149,6 +149,14 @@ pub fn check(delivery: &Delivery, format: Format) -> Result<(), ApiError> {
 /// See [`run`].
 pub async fn export(client: &Client, taking: &Taking, delivery: &Delivery) -> Result<Delivered, Failure> {
     let fetched = export::fetch(client, taking).await?;
+    finish(client, fetched, delivery).await
+}
+
+/// Delivers what was taken out. To be awaited to its end: what is written here is all of it or none.
+///
+/// # Errors
+/// See [`run`].
+pub async fn finish(client: &Client, fetched: Fetched, delivery: &Delivery) -> Result<Delivered, Failure> {
     let delivery = delivery.clone();
     let work = tokio::task::spawn_blocking(move || {
         let delivered = deliver(&fetched, &delivery);
