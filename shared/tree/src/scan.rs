@@ -65,6 +65,18 @@ impl Difference {
     }
 }
 
+/// Whether a path is somewhere below one of these.
+fn is_below(path: &[u8], places: &HashSet<&[u8]>) -> bool {
+    let mut place = split(path).0;
+    while !place.is_empty() {
+        if places.contains(place) {
+            return true;
+        }
+        place = split(place).0;
+    }
+    false
+}
+
 /// Compares. With `all`, every directory is read, else only those that changed.
 pub(crate) fn scan(base: &Base, root: &Root, all: bool, watch: &Transfer) -> Result<Scan, GuestError> {
     let stat = root.stat(b"").map_err(GuestError::files("looking at the workspace"))?.unwrap_or_default();
@@ -86,9 +98,15 @@ pub(crate) fn scan(base: &Base, root: &Root, all: bool, watch: &Transfer) -> Res
 impl Scan {
     /// Looks at each row.
     fn rows(&mut self, base: &Base, root: &Root, watch: &Transfer) -> Result<(), GuestError> {
+        // Directories of the base that are something else now: what was in them is gone, even where a link leads to its like.
+        let mut replaced: HashSet<&[u8]> = HashSet::new();
         for (row, known) in base.rows.iter().zip(&base.stats) {
             if self.seen.len().is_multiple_of(1024) && watch.is_aborted() {
                 return Err(GuestError::Aborted);
+            }
+            if !replaced.is_empty() && is_below(&row.path, &replaced) {
+                self.seen.push(Seen::Gone);
+                continue;
             }
             let shown = || format!("looking at {}", FileName(row.path.clone()));
             let found = root.stat_here(&row.path).map_err(|source| GuestError::Files { what: shown(), source })?;
@@ -107,6 +125,10 @@ impl Scan {
                     }
                 }
             };
+            let stays = matches!(&found, Some((stat, _)) if stat.is_dir());
+            if matches!(row.kind, Kind::Directory { .. }) && !stays {
+                replaced.insert(&row.path);
+            }
             self.seen.push(seen);
         }
         Ok(())
