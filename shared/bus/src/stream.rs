@@ -19,7 +19,7 @@ use std::{
 use async_nats::Subscriber;
 use contract::{
     SessionId,
-    direct::RECORD_MAX,
+    direct::WINDOW as DIRECT_WINDOW,
     stream::DATA_MAX,
     subject::{stream_to_acceptor, stream_to_opener},
 };
@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bus, BusError};
+use crate::{Bus, BusError, direct::Credit};
 
 /// What both the stream and its pump know of its end.
 #[derive(Debug, Default)]
@@ -59,6 +59,8 @@ pub struct ByteStream {
     done: CancellationToken,
     heard: CancellationToken,
     reset: Option<oneshot::Sender<String>>,
+    /// Where it is told what was read, on a direct connection.
+    credit: Option<Arc<Credit>>,
 }
 
 /// An opener's end that listens and has not said anything yet: the stream may still be taken by another road.
@@ -113,11 +115,13 @@ impl ByteStream {
 
     /// Either end, over a connection of its own whose peer does the same ([`crate::direct`]).
     pub(crate) fn direct(connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        let (stream, inner, reset_asked) = Self::parts(2 * RECORD_MAX);
+        let (mut stream, inner, reset_asked) = Self::parts(DIRECT_WINDOW);
+        let credit = Arc::<Credit>::default();
+        stream.credit = Some(credit.clone());
         stream.heard.cancel();
         let finished = stream.done.clone().drop_guard();
         let (ending, dropped) = (stream.ending.clone(), stream.dropped.clone());
-        tokio::spawn(crate::direct::carry(connection, inner, ending, dropped, reset_asked, finished));
+        tokio::spawn(crate::direct::carry(connection, inner, credit, ending, dropped, reset_asked, finished));
         stream
     }
 
@@ -142,7 +146,8 @@ impl ByteStream {
         let (pipe, inner) = tokio::io::duplex(buffer);
         let (reset, reset_asked) = oneshot::channel();
         let (dropped, done, heard) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let stream = Self { pipe, ending: SharedEnding::default(), dropped, done, heard, reset: Some(reset) };
+        let (ending, reset) = (SharedEnding::default(), Some(reset));
+        let stream = Self { pipe, ending, dropped, done, heard, reset, credit: None };
         (stream, inner, reset_asked)
     }
 
@@ -176,7 +181,11 @@ impl AsyncRead for ByteStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.pipe).poll_read(cx, buffer))?;
-        let ended = buffer.filled().len() == before && buffer.remaining() > 0;
+        let read = buffer.filled().len() - before;
+        if let Some(credit) = &self.credit {
+            credit.read(read);
+        }
+        let ended = read == 0 && buffer.remaining() > 0;
         if ended && let Some(reason) = with_ending(&self.ending, |ending| ending.broken.clone()) {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, reason)));
         }

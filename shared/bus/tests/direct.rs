@@ -1,6 +1,12 @@
 //! Stories of direct streams: two processes that reach each other, and some that should not.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bus::{
     ByteStream,
@@ -8,8 +14,9 @@ use bus::{
 };
 use contract::{
     SessionId,
-    direct::{Direct, TOKEN_LIFE, Token},
+    direct::{Direct, TOKEN_LIFE, Token, WINDOW},
 };
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -30,9 +37,14 @@ async fn pair(doors: &Doors) -> (ByteStream, ByteStream) {
     (client.unwrap(), host.unwrap())
 }
 
-/// Whether the host gets a connection now.
+/// Whether the host has got a connection.
 async fn arrives(arrival: &mut Arrival) -> bool {
-    timeout(Duration::from_millis(300), arrival.stream()).await.is_ok()
+    arrival.stream().now_or_never().is_some()
+}
+
+/// Waits until the host closes a connection.
+async fn closed_by_host(mut connection: TcpStream) {
+    drop(connection.read(&mut [0; 1]).await);
 }
 
 #[tokio::test]
@@ -83,17 +95,50 @@ async fn ends_are_told_as_on_the_bus() {
     timeout(BOUND, host.read_to_end(&mut words)).await.unwrap().unwrap();
     assert_eq!(words, b"last words");
 
-    // A reader that stalls holds up its own writer only.
+    // A reader that stalls holds up its own writer only, and that one all the more.
     let (mut stalled, mut host) = pair(&doors).await;
-    let mut write = tokio::spawn(async move { stalled.write_all(&vec![1; 64 << 20]).await.map(|()| stalled) });
-    assert!(timeout(Duration::from_millis(500), &mut write).await.is_err(), "64 MiB fitted into buffers");
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = written.clone();
+    let write = tokio::spawn(async move {
+        for _ in 0..1024 {
+            stalled.write_all(&[1; 64 << 10]).await.unwrap();
+            count.fetch_add(64 << 10, Ordering::SeqCst);
+        }
+        stalled
+    });
     let (mut other, mut there) = pair(&doors).await;
     other.write_all(b"hello").await.unwrap();
     let mut hello = [0; 5];
     timeout(BOUND, there.read_exact(&mut hello)).await.unwrap().unwrap();
-    let mut all = vec![0; 64 << 20];
-    timeout(BOUND, host.read_exact(&mut all)).await.unwrap().unwrap();
-    timeout(BOUND, write).await.unwrap().unwrap().unwrap();
+    let (mut all, mut read) = (vec![0; 4 << 20], 0);
+    while read < 64 << 20 {
+        // The reader's window and the writer's own buffer.
+        let ahead = written.load(Ordering::SeqCst) - read;
+        assert!(ahead <= 2 * WINDOW + (64 << 10), "{ahead} bytes were taken that nobody has read");
+        read += timeout(BOUND, host.read(&mut all)).await.unwrap().unwrap();
+    }
+    timeout(BOUND, write).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn whoever_leaves_is_heard_behind_a_peer_that_reads_nothing() {
+    let doors = doors().await;
+    for leaves in ["reset", "dropped"] {
+        let (mut client, mut host) = pair(&doors).await;
+        // As much as fits, in both directions; nobody reads.
+        for end in [&mut client, &mut host] {
+            while end.write(&[1; 64 << 10]).now_or_never().is_some() {
+                tokio::task::yield_now().await;
+            }
+        }
+        match leaves {
+            "reset" => timeout(BOUND, client.reset("enough")).await.unwrap(),
+            _ => drop(client),
+        }
+        timeout(BOUND, host.closed()).await.expect("the peer's end is known although nothing is read");
+        let error = timeout(BOUND, host.read_to_end(&mut Vec::new())).await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), if leaves == "reset" { "enough" } else { "closed" });
+    }
 }
 
 #[tokio::test]
@@ -146,18 +191,11 @@ async fn connections_that_say_nothing_or_nonsense_are_bounded_and_end() {
     for _ in 0..40 {
         silent.push(TcpStream::connect(&address).await.unwrap());
     }
-    let refused = async {
-        let mut closed = 0;
-        for connection in &mut silent {
-            let mut byte = [0; 1];
-            // The rest is held open until its time is over.
-            if let Ok(Ok(0) | Err(_)) = timeout(Duration::from_millis(20), connection.read(&mut byte)).await {
-                closed += 1;
-            }
-        }
-        closed
-    };
-    assert_eq!(refused.await, 24, "16 of one address may try at once");
+    let mut held: FuturesUnordered<_> = silent.into_iter().map(closed_by_host).collect();
+    for _ in 0..24 {
+        timeout(BOUND, held.next()).await.expect("one too many is closed at once");
+    }
+    assert!(held.next().now_or_never().is_none(), "16 of one address may try at once, for seconds");
     assert!(connect(&offer, session).await.is_err());
     // Whoever says nothing is closed after some seconds, and then others get in again.
     let let_in = async {

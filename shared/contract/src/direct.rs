@@ -5,7 +5,8 @@
 //! sends [`GREETING`], the session's 16 bytes and the token's 32; the host answers [`WELCOME`], the client [`GO`]: from there on the
 //! session is on this connection, and before it is on the bus. Then each direction is a sequence of records, four bytes of length
 //! (big endian) and so many bytes ([`RECORD_MAX`] at most); [`FIN`] for the length is the end of the direction, and [`RESET`] of both at once, with a
-//! reason: two bytes of length, then so many.
+//! reason: two bytes of length, then so many. Each end may send [`WINDOW`] bytes, and then as many more as the other gives by [`CREDIT`] (four bytes:
+//! how many more), because they were read: so both always take what comes, and whoever does not has gone.
 
 use std::{fmt, time::Duration};
 
@@ -13,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Begins a connection.
-pub const GREETING: [u8; 8] = *b"WARREN\x00\x01";
+pub const GREETING: [u8; 8] = *b"WARREN\x00\x02";
 /// The host has the session.
 pub const WELCOME: u8 = 1;
 /// The client stays with this connection.
@@ -24,6 +25,10 @@ pub const RECORD_MAX: usize = 64 * 1024;
 pub const FIN: u32 = 0;
 /// Instead of a length: the end of both.
 pub const RESET: u32 = u32::MAX;
+/// Instead of a length: credit.
+pub const CREDIT: u32 = u32::MAX - 1;
+/// The bytes a direction may carry that were not read yet; the most of credit, too.
+pub const WINDOW: usize = 1024 * 1024;
 /// How long a token can be used.
 pub const TOKEN_LIFE: Duration = Duration::from_secs(10);
 /// How long a client tries before it takes the bus.

@@ -1,9 +1,9 @@
 //! The task between one end's pipe and a connection.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use contract::{
-    direct::{FIN, RECORD_MAX, RESET},
+    direct::{CREDIT, FIN, RECORD_MAX, RESET},
     stream::REASON_MAX,
 };
 use tokio::{
@@ -12,16 +12,20 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::{
+    credit::Credit,
+    send::{Leaving, send},
+};
 use crate::stream::{SharedEnding, with_ending};
 
 /// How long a peer that takes no more may hold up the last words to it.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// How one direction ended.
-enum End {
+pub(super) enum End {
     /// All was said.
     Whole,
-    /// It broke: why, and whether the peer said so itself.
+    /// It broke: why, and whether the peer said so itself or cannot be told.
     Broken { reason: String, by_peer: bool },
 }
 
@@ -29,17 +33,19 @@ enum End {
 pub(crate) async fn carry(
     connection: impl AsyncRead + AsyncWrite + Unpin,
     pipe: DuplexStream,
+    credit: Arc<Credit>,
     ending: SharedEnding,
     dropped: CancellationToken,
     reset: oneshot::Receiver<String>,
     finished: DropGuard,
 ) {
+    let mut leaving = Leaving::new(reset, dropped, ending.clone());
     let (from_peer, mut to_peer) = tokio::io::split(connection);
     let (reader, writer) = tokio::io::split(pipe);
     let said_all = CancellationToken::new();
     let broken = {
-        let inward = receive(from_peer, writer, &ending, &said_all);
-        let outward = send(reader, &mut to_peer, &ending, &dropped, reset, &said_all);
+        let inward = receive(from_peer, writer, &credit, &ending, &said_all);
+        let outward = send(reader, &mut to_peer, &credit, &mut leaving, &said_all);
         tokio::pin!(inward, outward);
         let (mut inward_done, mut outward_done) = (false, false);
         loop {
@@ -72,60 +78,18 @@ pub(crate) async fn carry(
     drop(finished);
 }
 
-/// Sends what the user writes; after its end it waits for the peer's, unless the user leaves before.
-async fn send<W: AsyncWrite + Unpin>(
-    mut reader: ReadHalf<DuplexStream>,
-    to_peer: &mut W,
-    ending: &SharedEnding,
-    dropped: &CancellationToken,
-    mut reset: oneshot::Receiver<String>,
-    said_all: &CancellationToken,
-) -> End {
-    let own = |reason: String| End::Broken { reason, by_peer: false };
-    let mut buffer = vec![0; 4 + RECORD_MAX];
-    let mut reset_open = true;
-    let mut open = true;
-    loop {
-        tokio::select! {
-            count = reader.read(&mut buffer[4..]), if open => {
-                let count = count.unwrap_or(0);
-                let shut = with_ending(ending, |ending| ending.shut);
-                if count == 0 && dropped.is_cancelled() && !shut {
-                    return own("closed".to_owned());
-                }
-                open = count > 0;
-                let length = if open { u32::try_from(count).unwrap_or(FIN) } else { FIN };
-                buffer[..4].copy_from_slice(&length.to_be_bytes());
-                let sent = async {
-                    to_peer.write_all(&buffer[..4 + count]).await?;
-                    to_peer.flush().await
-                };
-                if let Err(error) = sent.await {
-                    return cut(ending, &error);
-                }
-            }
-            reason = &mut reset, if reset_open => match reason {
-                Ok(reason) => return own(reason),
-                Err(_) => reset_open = false,
-            },
-            () = said_all.cancelled(), if !open => return End::Whole,
-            // What was said before a shutdown has gone out; the rest of the peer's words nobody hears.
-            () = dropped.cancelled(), if !open => return own("closed".to_owned()),
-        }
-    }
-}
-
 /// A peer that had said all and left is no failure of what it said.
-fn cut(ending: &SharedEnding, error: &io::Error) -> End {
+pub(super) fn cut(ending: &SharedEnding, error: &io::Error) -> End {
     let reason = with_ending(ending, |ending| ending.unwanted.clone());
     let reason = reason.unwrap_or_else(|| format!("the direct connection was cut: {error}"));
     End::Broken { reason, by_peer: true }
 }
 
-/// Gives the user what the peer sends.
+/// Gives the user what the peer sends. The pipe to the user has room for a window, so this always goes on reading.
 async fn receive<R: AsyncRead + Unpin>(
     mut from_peer: ReadHalf<R>,
     mut writer: WriteHalf<DuplexStream>,
+    credit: &Credit,
     ending: &SharedEnding,
     said_all: &CancellationToken,
 ) -> End {
@@ -136,7 +100,10 @@ async fn receive<R: AsyncRead + Unpin>(
         let length = match from_peer.read_u32().await {
             Ok(length) => length,
             // After its end a peer may close; what we still say is for `send` to find out.
-            Err(_) if whole => return End::Whole,
+            Err(_) if whole => {
+                credit.end();
+                return End::Whole;
+            }
             Err(error) => return by_peer(format!("the direct connection was cut: {error}")),
         };
         match (length, usize::try_from(length).unwrap_or(usize::MAX)) {
@@ -151,11 +118,18 @@ async fn receive<R: AsyncRead + Unpin>(
                 let reason = read_reason(&mut from_peer).await;
                 if whole {
                     with_ending(ending, |ending| ending.unwanted = Some(reason));
+                    credit.end();
                     return End::Whole;
                 }
                 return by_peer(reason);
             }
-            (_, count) if count <= RECORD_MAX && !whole => {
+            (CREDIT, _) => match from_peer.read_u32().await {
+                Ok(bytes) if credit.give(bytes) => {}
+                Ok(_) => return malformed(),
+                // The next read says the same.
+                Err(_) => {}
+            },
+            (_, count) if count <= RECORD_MAX && !whole && credit.admit(count) => {
                 if let Err(error) = from_peer.read_exact(&mut buffer[..count]).await {
                     return by_peer(format!("the direct connection was cut: {error}"));
                 }
@@ -164,9 +138,13 @@ async fn receive<R: AsyncRead + Unpin>(
                     return std::future::pending().await;
                 }
             }
-            _ => return End::Broken { reason: "the peer sent a malformed record".to_owned(), by_peer: false },
+            _ => return malformed(),
         }
     }
+}
+
+fn malformed() -> End {
+    End::Broken { reason: "the peer sent a malformed record".to_owned(), by_peer: false }
 }
 
 async fn read_reason(from_peer: &mut (impl AsyncRead + Unpin)) -> String {

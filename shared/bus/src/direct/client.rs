@@ -24,7 +24,7 @@ use tokio_rustls::{
     },
 };
 
-use super::{provider, settle};
+use super::{UNHEARD_MAX, provider, settle};
 use crate::ByteStream;
 
 /// The most addresses that are tried.
@@ -50,7 +50,7 @@ async fn greet(direct: &Direct, session: SessionId) -> io::Result<TlsStream<TcpS
     let token = hex::decode(&direct.token.0).ok().filter(|token| token.len() == 32).ok_or_else(|| wrong("token"))?;
     let fingerprint = hex::decode(&direct.fingerprint).map_err(|_| wrong("fingerprint"))?;
     let connection = first(&direct.addresses).await?;
-    settle(&connection)?;
+    settle(&connection, UNHEARD_MAX)?;
     let verifier = Pinned { fingerprint, provider: provider() };
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])

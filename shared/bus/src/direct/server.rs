@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -31,14 +31,14 @@ use tokio_rustls::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{provider, settle};
+use super::{UNHEARD_MAX, provider, settle};
 use crate::ByteStream;
 
 /// How long a connection may take until it has shown a token and begun.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// How many connections may be on their way to that; more are closed at once.
 const PENDING_MAX: usize = 64;
-/// How many of them may come from one address, so that one machine does not keep the others out.
+/// How many of them may come from one machine ([`machine`]), so that it does not keep the others out.
 const PENDING_EACH_MAX: usize = 16;
 /// How many tokens may wait for their connection; a session that finds no room is on the bus.
 const TOKENS_MAX: usize = 1024;
@@ -65,9 +65,11 @@ pub struct Doors {
     _stop: DropGuard,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    unheard: Duration,
     tickets: Mutex<HashMap<SessionId, Ticket>>,
+    /// By who they are counted as ([`machine`]).
     pending: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -92,6 +94,14 @@ impl Doors {
     /// # Errors
     /// The address cannot be listened on, or no certificate can be made.
     pub async fn open(listen: &Listen) -> io::Result<Self> {
+        Self::open_within(listen, UNHEARD_MAX).await
+    }
+
+    /// The same, where a client that does not take what it is sent for so long is taken for gone.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub async fn open_within(listen: &Listen, unheard: Duration) -> io::Result<Self> {
         let made = rcgen::generate_simple_self_signed(["warren".to_owned()]).map_err(io::Error::other)?;
         let certificate = made.cert.der().clone();
         let fingerprint = hex::encode(Sha256::digest(&certificate));
@@ -105,7 +115,8 @@ impl Doors {
         let listener = TcpListener::bind(listen.address).await?;
         let here = listener.local_addr()?.to_string();
         let addresses = if listen.advertised.is_empty() { vec![here] } else { listen.advertised.clone() };
-        let (shared, stop) = (Arc::<Shared>::default(), CancellationToken::new());
+        let shared = Arc::new(Shared { unheard, tickets: Mutex::default(), pending: Mutex::default() });
+        let stop = CancellationToken::new();
         let accepting = accept(listener, TlsAcceptor::from(Arc::new(config)), shared.clone());
         let stopped = stop.clone();
         tokio::spawn(async move {
@@ -199,14 +210,23 @@ impl Drop for Arrival {
     }
 }
 
+/// Who a connection is counted as: its IPv4 address (also one written as IPv6, as sockets for both say it), or the /64 network of its IPv6 address, of which one
+/// machine may take as many addresses as it likes (RFC 4291 section 2.5.4, RFC 8981).
+fn machine(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
-            Ok((connection, peer)) if shared.enter(peer.ip()) => {
+            Ok((connection, peer)) if shared.enter(machine(peer.ip())) => {
                 let (acceptor, shared) = (acceptor.clone(), shared.clone());
                 tokio::spawn(async move {
                     let greeted = timeout(HANDSHAKE_MAX, greeted(connection, &acceptor, &shared)).await;
-                    shared.leave(peer.ip());
+                    shared.leave(machine(peer.ip()));
                     match greeted {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!(%peer, %error, "a direct connection was refused"),
@@ -224,7 +244,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared
 }
 
 async fn greeted(connection: TcpStream, acceptor: &TlsAcceptor, shared: &Shared) -> io::Result<()> {
-    settle(&connection)?;
+    settle(&connection, shared.unheard)?;
     let mut tls = acceptor.accept(connection).await?;
     let mut greeting = [0; GREETING_LENGTH];
     tls.read_exact(&mut greeting).await?;
@@ -242,4 +262,32 @@ async fn greeted(connection: TcpStream, acceptor: &TlsAcceptor, shared: &Shared)
         return Err(refused("it did not go on"));
     }
     ticket.give.send(tls).map_err(|_| refused("its session has ended"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_machine_is_counted_once_whatever_addresses_it_takes() {
+        let machine = |text: &str| machine(text.parse().unwrap()).to_string();
+        assert_eq!(machine("2001:db8:1:2:3:4:5:6"), machine("2001:db8:1:2:ffff::1"));
+        assert_ne!(machine("2001:db8:1:2::1"), machine("2001:db8:1:3::1"));
+        assert_eq!(machine("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_ne!(machine("192.0.2.1"), machine("192.0.2.2"));
+    }
+
+    #[test]
+    fn who_was_refused_or_has_left_is_not_remembered() {
+        let shared = Shared { unheard: UNHEARD_MAX, tickets: Mutex::default(), pending: Mutex::default() };
+        let at = |n: u32| IpAddr::from((0xC000_0200 + n).to_be_bytes());
+        let entered: Vec<bool> = (0..PENDING_EACH_MAX + 4).map(|_| shared.enter(at(0))).collect();
+        assert_eq!(entered.iter().filter(|entered| **entered).count(), PENDING_EACH_MAX);
+        let others = (1..200).filter(|n| shared.enter(at(*n))).count();
+        assert_eq!(others, PENDING_MAX - PENDING_EACH_MAX);
+        assert_eq!(shared.pending().len(), 1 + others, "only who is let in counts");
+        (0..PENDING_EACH_MAX).for_each(|_| shared.leave(at(0)));
+        (1..=others as u32).for_each(|n| shared.leave(at(n)));
+        assert!(shared.pending().is_empty());
+    }
 }
