@@ -3,7 +3,7 @@
 mod common;
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     process::{Command, Stdio},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -38,6 +38,8 @@ async fn a_paused_vm_stands_still_keeps_its_memory_and_knows_the_time_when_it_go
     lab.must(&["exec", "web", "--", "sh", "-c", "mount -t tmpfs m /tmp; echo kept > /tmp/memory"]).await;
     refused(&lab, &["vm", "resume", "missing"], "not_found", 3).await;
     lab.must(&["vm", "resume", "web"]).await;
+    a_session_outlives_a_pause(&lab).await;
+    commands_without_end_harm_themselves(&lab).await;
 
     lab.must(&["vm", "pause", "web"]).await;
     lab.must(&["vm", "pause", "web"]).await;
@@ -72,6 +74,48 @@ async fn a_paused_vm_stands_still_keeps_its_memory_and_knows_the_time_when_it_go
     lab.must(&["vm", "pause", "web"]).await;
     lab.must(&["vm", "rm", "web"]).await;
     assert_eq!(lab.residue().await, Vec::<String>::new());
+}
+
+async fn a_session_outlives_a_pause(lab: &Lab) {
+    let mut session = lab
+        .outside(&lab.binary("warren"))
+        .args(["exec", "-i", "web", "--", "sh", "-c", "echo up; read line; echo got $line"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(session.stdout.take().unwrap()).lines();
+    assert_eq!(output.next().unwrap().unwrap(), "up");
+    lab.must(&["vm", "pause", "web"]).await;
+    lab.must(&["vm", "resume", "web"]).await;
+    session.stdin.take().unwrap().write_all(b"it\n").unwrap();
+    assert_eq!(output.next().unwrap().unwrap(), "got it");
+    assert!(session.wait().unwrap().success());
+}
+
+/// One that forks and one that hoards: others run beside them, a kill takes all of their processes, and guest-agent, which would
+/// have lost its jobs by dying, lives.
+async fn commands_without_end_harm_themselves(lab: &Lab) {
+    lab.must(&["exec", "-d", "--name", "witness", "web", "--", "sleep", "1000"]).await;
+    let limits = "cat /proc/self/cgroup; cd /sys/fs/cgroup/$(cut -d: -f3 /proc/self/cgroup); cat pids.max memory.max ../memory.max";
+    let limits = lab.must(&["exec", "web", "--", "sh", "-c", limits]).await;
+    assert!(limits.starts_with("0::/warren.commands/") && !limits.contains("max"), "{limits}");
+    let processes = async || -> usize {
+        let count = lab.must(&["exec", "web", "--", "sh", "-c", "ls -d /proc/[0-9]* | wc -l"]).await;
+        count.trim().parse().unwrap()
+    };
+    let before = processes().await;
+    lab.must(&["exec", "-d", "--name", "bomb", "web", "--", "sh", "-c", "b() { b | b & }; b; sleep 1000"]).await;
+    wait_until("a guest full of processes", BOUND, async || (processes().await > before + 100).then_some(())).await;
+    lab.must(&["exec", "kill", "web", "bomb", "--signal", "KILL"]).await;
+    wait_until("the end of all of them", BOUND, async || (processes().await <= before + 2).then_some(())).await;
+
+    let hog = lab.warren(&["exec", "web", "--", "tail", "/dev/zero"]).await;
+    assert_eq!(hog.status.code(), Some(137), "{}", String::from_utf8_lossy(&hog.stderr));
+    let jobs: Value = serde_json::from_str(&lab.must(&["-o", "json", "exec", "ls", "web"]).await).unwrap();
+    let witness = jobs["jobs"].as_array().unwrap().iter().find(|job| job["name"] == "witness").unwrap();
+    assert_eq!(witness["state"], "running", "{jobs}");
+    lab.must(&["exec", "kill", "web", "witness"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

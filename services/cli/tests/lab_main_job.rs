@@ -80,6 +80,13 @@ async fn a_debian_image_from_a_registry_boots_its_own_systemd_and_is_pulled_by_c
     let output = lab.must(&["ssh", "deb", "--", "hostname; ip -br -4 addr show scope global"]).await;
     let show: Value = serde_json::from_str(&lab.must(&["vm", "show", "deb", "-o", "json"]).await).unwrap();
     assert!(output.starts_with("deb\n") && output.contains(show["address"].as_str().unwrap()), "{output}");
+    // Beside systemd's own control groups there are guest-agent's: the agent in one, each command in one.
+    let groups =
+        "cat /proc/self/cgroup /sys/fs/cgroup/warren.agent/cgroup.procs /sys/fs/cgroup/warren.commands/pids.max";
+    let groups = lab.must(&["exec", "deb", "--", "sh", "-c", groups]).await;
+    let lines: Vec<&str> = groups.lines().collect();
+    assert!(lines[0].starts_with("0::/warren.commands/"), "{groups}");
+    assert!(lines.len() == 3 && lines[1..].iter().all(|number| number.parse::<u32>().is_ok()), "{groups}");
     // Its kernel has a cgroup v2 with all controllers: there it can be seen that VMMs' limits hold.
     let limits = lab.must(&["exec", "deb", "--", "/usr/local/bin/cgroup_limits"]).await;
     for limit in ["cpu.max:\n150000 100000", "memory.max:\n503316480", "the limits hold"] {

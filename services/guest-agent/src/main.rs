@@ -12,6 +12,11 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(ssh::sftp::ARGUMENT) {
         return ssh::sftp::main();
     }
+    if let [_, argument, path] = &std::env::args().collect::<Vec<_>>()[..]
+        && argument == ssh::streamlocal::ARGUMENT
+    {
+        return ssh::streamlocal::main(path);
+    }
     if std::process::id() != 1 {
         eprintln!("guest-agent is the init of Warren's VMs; it does nothing on a running system");
         return ExitCode::from(2);

@@ -24,8 +24,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// An agent that lived this long was well: the next pause is short again.
 const LIVED_WELL: Duration = Duration::from_secs(60);
-/// Makes the out-of-memory killer look elsewhere first; what the agent starts for others gets 0 again.
-const OOM_SCORE: &str = "-900";
+/// Makes the out-of-memory killer look elsewhere; what the agent starts for others gets 0 again.
+const OOM_SCORE: &str = "-1000";
 
 /// How long to wait before the next life.
 #[derive(Debug)]

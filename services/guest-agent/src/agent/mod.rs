@@ -19,7 +19,7 @@ use tokio::sync::watch;
 pub use service::answer;
 pub use stream::MuxStream;
 
-use crate::{boot::Booted, boot::Init, jobs::Jobs, ssh, user_data, workspace::Workspaces};
+use crate::{boot::Booted, boot::Init, jobs::Jobs, process::Cgroups, ssh, user_data, workspace::Workspaces};
 
 /// How long to wait before the port is opened again after it could not be.
 const PORT_RETRY: Duration = Duration::from_millis(500);
@@ -64,7 +64,8 @@ pub fn run(booted: &Booted, handed_over: &OwnedFd) -> ! {
 async fn live(booted: &Booted, handed_over: &OwnedFd) -> std::io::Result<std::convert::Infallible> {
     let program = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/exe")?));
     let mut warnings = booted.warnings.clone();
-    let ssh = match ssh::Server::new(&booted.settings, Arc::clone(&program)) {
+    let cgroups = Cgroups::of_the_guest();
+    let ssh = match ssh::Server::new(&booted.settings, Arc::clone(&program), cgroups.clone()) {
         Ok(server) => {
             warnings.extend_from_slice(server.problems());
             Some(server)
@@ -79,7 +80,7 @@ async fn live(booted: &Booted, handed_over: &OwnedFd) -> std::io::Result<std::co
         init: booted.init.clone(),
         program,
         ssh,
-        jobs: Jobs::new(Some(RECORDS.into())),
+        jobs: Jobs::new(Some(RECORDS.into()), cgroups),
         workspaces: Workspaces::open(tree::StateDir(STATE.into())),
         facts: watch::Sender::new(None),
     });

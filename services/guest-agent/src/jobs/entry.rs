@@ -22,6 +22,9 @@ use tokio::{
 use super::log::{Log, Piece};
 use crate::process::{Control, Job, Output};
 
+/// How long after SIGKILL a command whose time is up may take to go, and what it printed to be read.
+const KILL_LINGER: Duration = Duration::from_secs(2);
+
 /// What an entry is from its start on.
 #[derive(Debug)]
 pub struct About {
@@ -51,8 +54,10 @@ pub struct Entry {
     state: Mutex<State>,
     changed: watch::Sender<()>,
     abandoned: Notify,
-    /// Its time is up: nobody is waited for any more.
+    /// Its time is up: no reader is waited for any more.
     late: AtomicBool,
+    /// And it ran then, so it is ended.
+    overran: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -95,6 +100,7 @@ impl Entry {
             changed: watch::Sender::new(()),
             abandoned: Notify::new(),
             late: AtomicBool::new(false),
+            overran: AtomicBool::new(false),
         }
     }
 
@@ -134,17 +140,13 @@ impl Entry {
 
     /// Carries the process to its end, whoever is attached.
     pub async fn drive(&self, mut job: Job) {
-        let ended = tokio::select! {
-            status = self.collect(&mut job) => Some(status),
-            () = self.abandoned.notified() => None,
-            () = self.time_out() => None,
-        };
-        let exit = match ended {
-            Some(status) => self.exit(status),
-            None => {
+        let exit = tokio::select! {
+            status = self.collect(&mut job) => self.exit(status),
+            () = self.abandoned.notified() => {
                 job.hang_up().await;
                 Exit { code: 128 + libc::SIGHUP, message: Some("whoever ran it has gone".to_owned()) }
             }
+            () = self.time_out() => self.overrun(),
         };
         self.close_input();
         self.state().ended = Some((exit, Instant::now()));
@@ -152,9 +154,13 @@ impl Entry {
     }
 
     fn exit(&self, status: ExitStatus) -> Exit {
-        if !self.late.load(Ordering::Relaxed) {
-            return Exit { code: crate::exec::exit_code(status), message: None };
+        if self.overran.load(Ordering::Relaxed) {
+            return self.overrun();
         }
+        Exit { code: crate::exec::exit_code(status), message: None }
+    }
+
+    fn overrun(&self) -> Exit {
         let limit = self.about.timeout.unwrap_or_default();
         let message = format!("the command did not end within {limit:?} and was terminated");
         Exit { code: TIMED_OUT, message: Some(message) }
@@ -187,15 +193,21 @@ impl Entry {
         }
     }
 
-    /// Ends the process group when its time is up. Returns never: the process' end is what counts.
+    /// Ends the command when its time is up, and returns when it had its time to go, whether it went or not. For one that has ended by
+    /// itself, only what it left behind still prints: no reader is waited for any more, and the job decides how long that goes on.
     async fn time_out(&self) {
         if let (Some(limit), Some(control)) = (self.about.timeout, &self.control) {
             sleep(limit).await;
+            let overran = control.leads();
+            self.overran.store(overran, Ordering::Relaxed);
             self.late.store(true, Ordering::Relaxed);
             self.changed.send_replace(());
-            control.signal_all(libc::SIGTERM);
-            sleep(TERM_GRACE).await;
-            control.signal_all(libc::SIGKILL);
+            if overran {
+                control.signal_all(libc::SIGTERM);
+                sleep(TERM_GRACE).await;
+                control.signal_all(libc::SIGKILL);
+                return sleep(KILL_LINGER).await;
+            }
         }
         std::future::pending().await
     }

@@ -26,7 +26,7 @@ use record::Records;
 
 use crate::{
     exec::END_OF_TRANSMISSION,
-    process::{Input, Job, Launch, LaunchError},
+    process::{Cgroups, Input, Job, Launch, LaunchError},
 };
 
 /// The bytes of output that wait for whoever runs a command that is not kept.
@@ -41,6 +41,7 @@ const SHOWN: usize = 200;
 pub struct Jobs {
     entries: Mutex<Vec<Arc<Entry>>>,
     records: Records,
+    cgroups: Cgroups,
 }
 
 /// Why a command did not become a job.
@@ -54,10 +55,10 @@ pub enum Refused {
 
 impl Jobs {
     /// Without any; what an earlier agent left in `records` is ended, and what was kept of it listed as lost.
-    pub fn new(records: Option<PathBuf>) -> Arc<Self> {
+    pub fn new(records: Option<PathBuf>, cgroups: Cgroups) -> Arc<Self> {
         let (records, orphans) = Records::open(records);
         let lost = orphans.into_iter().filter(|about| about.kept).map(|about| Arc::new(Entry::lost(about)));
-        let jobs = Arc::new(Self { entries: Mutex::new(lost.collect()), records });
+        let jobs = Arc::new(Self { entries: Mutex::new(lost.collect()), records, cgroups });
         for entry in jobs.entries().iter() {
             jobs.forget_later(entry);
         }
@@ -122,7 +123,7 @@ impl Jobs {
             tty: command.tty.is_some(),
             timeout: command.timeout_ms.map(Duration::from_millis),
         };
-        let mut job = spawn(&launch, command).map_err(Refused::Launch)?;
+        let mut job = spawn(&launch, command, &self.cgroups).map_err(Refused::Launch)?;
         self.records.put(&about, &job);
         let input = job.take_input().filter(|_| !command.detach || command.open_stdin);
         let input = input.map(|input| feed(input, command.tty.is_some()));
@@ -195,10 +196,10 @@ impl Jobs {
     }
 }
 
-fn spawn(launch: &Launch, command: &Command) -> Result<Job, LaunchError> {
+fn spawn(launch: &Launch, command: &Command, cgroups: &Cgroups) -> Result<Job, LaunchError> {
     match command.tty {
-        Some(size) => Job::start_in_terminal(launch, size, |_| {}),
-        None => Job::start(launch),
+        Some(size) => Job::start_in_terminal(launch, cgroups, size, |_| {}),
+        None => Job::start(launch, cgroups),
     }
 }
 

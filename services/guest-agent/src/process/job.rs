@@ -1,9 +1,9 @@
 //! A running process with its streams.
 
 use std::{
-    io,
-    os::unix::process::ExitStatusExt,
+    os::{fd::AsRawFd, unix::process::ExitStatusExt},
     process::{Command, ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,14 +18,20 @@ use nix::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     process::Child,
+    time::{Instant, sleep_until},
 };
 
-use super::{Launch, LaunchError, Terminal, pty};
+use super::{Cgroups, Control, Launch, LaunchError, Terminal, cgroup::Group, pty};
 
 /// How long a process has between SIGHUP and SIGKILL when its caller has gone.
 const HANG_UP_WAIT: Duration = Duration::from_secs(5);
 /// How long an output may be silent after the process has ended until it is taken as ended too: a background child may keep it open for ever.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long after the process' end an output is taken at all: a background child may print for ever. What was printed by then, and waits
+/// in the pipe for whoever is slow to read it, is not lost.
+const LINGER_MAX: Duration = Duration::from_secs(10);
+/// What a terminal may hold of its ended process' output, in bytes: the kernel's TTYB_DEFAULT_MEM_LIMIT and N_TTY_BUF_SIZE.
+const TERMINAL_HOLDS: usize = 68 * 1024;
 /// How much is read at once, in bytes.
 const READ_MAX: usize = 32 * 1024;
 
@@ -50,16 +56,36 @@ pub struct Job {
     stdout: Source,
     stderr: Source,
     terminal: Option<Terminal>,
+    cgroup: Option<Arc<Group>>,
+    /// From its end on: when the output of those it left behind is not taken any more.
+    give_up: Option<Instant>,
 }
 
+/// An output of a process.
+trait Stream: AsyncRead + AsRawFd + Send + Unpin {}
+
+impl<T: AsyncRead + AsRawFd + Send + Unpin> Stream for T {}
+
 struct Source {
-    stream: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    stream: Option<Box<dyn Stream>>,
     buffer: Vec<u8>,
+    /// The bytes that are there and must be given out, however late it is.
+    owed: usize,
 }
 
 impl Source {
-    fn new(stream: Option<Box<dyn AsyncRead + Send + Unpin>>) -> Self {
-        Self { stream, buffer: Vec::new() }
+    fn new(stream: Option<Box<dyn Stream>>) -> Self {
+        Self { stream, buffer: Vec::new(), owed: 0 }
+    }
+
+    /// Notes what its pipe holds now, at the end of its process.
+    fn owe(&mut self) {
+        let Some(stream) = &self.stream else { return };
+        let mut bytes = 0;
+        // SAFETY: the ioctl writes one int, which lives until it returns.
+        if unsafe { libc::ioctl(stream.as_raw_fd(), libc::FIONREAD, &raw mut bytes) } == 0 {
+            self.owed = usize::try_from(bytes).unwrap_or_default();
+        }
     }
 
     /// The next bytes; nothing at its end. Loses nothing when dropped half-way.
@@ -67,9 +93,12 @@ impl Source {
         let stream = self.stream.as_mut()?;
         self.buffer.resize(READ_MAX, 0);
         match stream.read(&mut self.buffer).await {
-            Ok(length) if length > 0 => Some(self.buffer[..length].to_vec()),
+            Ok(length) if length > 0 => {
+                self.owed = self.owed.saturating_sub(length);
+                Some(self.buffer[..length].to_vec())
+            }
             _ => {
-                self.stream = None;
+                (self.stream, self.owed) = (None, 0);
                 self.buffer = Vec::new();
                 None
             }
@@ -78,26 +107,28 @@ impl Source {
 }
 
 impl Job {
-    /// Starts a process with pipes.
+    /// Starts a process with pipes, in a control group of its own.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(launch: &Launch) -> Result<Self, LaunchError> {
-        let mut command = launch.command()?;
+    pub fn start(launch: &Launch, cgroups: &Cgroups) -> Result<Self, LaunchError> {
+        let cgroup = cgroups.group();
+        let mut command = launch.command_in(cgroup.as_ref())?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = spawn(command, launch)?;
         let input = child.stdin.take().map(|stream| Box::new(stream) as Input);
         let stdout = child.stdout.take().map(|stream| Box::new(stream) as _);
         let stderr = child.stderr.take().map(|stream| Box::new(stream) as _);
-        Ok(Self::new(child, input, stdout, stderr, None))
+        Ok(Self::new(child, input, stdout, stderr, None, cgroup))
     }
 
-    /// Starts a process in a terminal of its own.
+    /// Starts a process in a terminal and a control group of its own.
     ///
     /// # Errors
     /// It cannot be started.
     pub fn start_in_terminal(
         launch: &Launch,
+        cgroups: &Cgroups,
         size: TerminalSize,
         adjust: impl FnOnce(&mut Termios),
     ) -> Result<Self, LaunchError> {
@@ -107,7 +138,8 @@ impl Job {
         if let Err(errno) = nix::unistd::fchown(&slave, Some(owner), None) {
             tracing::debug!("cannot give the terminal to its user: {errno}");
         }
-        let mut command = launch.command()?;
+        let cgroup = cgroups.group();
+        let mut command = launch.command_in(cgroup.as_ref())?;
         for (set, stream) in
             [Command::stdin as fn(&mut Command, Stdio) -> &mut Command, Command::stdout, Command::stderr]
                 .into_iter()
@@ -118,18 +150,28 @@ impl Job {
         drop(slave);
         let child = spawn(command, launch)?;
         let (input, output) = (Box::new(terminal.clone()), Box::new(terminal.clone()));
-        Ok(Self::new(child, Some(input), Some(output), None, Some(terminal)))
+        Ok(Self::new(child, Some(input), Some(output), None, Some(terminal), cgroup))
     }
 
     fn new(
         child: Child,
         input: Option<Input>,
-        stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
-        stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+        stdout: Option<Box<dyn Stream>>,
+        stderr: Option<Box<dyn Stream>>,
         terminal: Option<Terminal>,
+        cgroup: Option<Group>,
     ) -> Self {
-        let group = Pid::from_raw(child.id().map_or(0, |id| id as i32));
-        Self { child, group, status: None, input, stdout: Source::new(stdout), stderr: Source::new(stderr), terminal }
+        Self {
+            group: Pid::from_raw(child.id().map_or(0, |id| id as i32)),
+            child,
+            status: None,
+            input,
+            stdout: Source::new(stdout),
+            stderr: Source::new(stderr),
+            terminal,
+            cgroup: cgroup.map(Arc::new),
+            give_up: None,
+        }
     }
 
     /// Its standard input; dropping it is the end of file.
@@ -139,10 +181,11 @@ impl Job {
 
     /// A handle that can resize its terminal and signal it.
     pub fn control(&self) -> Control {
-        Control { group: self.group, terminal: self.terminal.clone() }
+        Control::new(self.group, self.terminal.clone(), self.cgroup.clone())
     }
 
-    /// The next output; nothing once the process has ended and all its output has been given out.
+    /// The next output; nothing once the process has ended and all its output has been given out. What it leaves behind may print on for
+    /// [`LINGER_MAX`], with pauses of less than [`LINGER`].
     pub async fn next_output(&mut self) -> Option<Output> {
         loop {
             let running = self.status.is_none();
@@ -150,13 +193,28 @@ impl Job {
             if !running && !out && !err {
                 return None;
             }
+            let now = Instant::now();
+            let owed = self.stdout.owed > 0 || self.stderr.owed > 0;
+            let give_up = self.give_up.filter(|_| !owed).unwrap_or(now + LINGER);
+            if give_up <= now {
+                return None;
+            }
             tokio::select! {
                 // Where one has ended the rest is looked at anew: whether anything is left to wait for has changed.
                 bytes = self.stdout.next(), if out => if let Some(bytes) = bytes { return Some(Output::Stdout(bytes)) },
                 bytes = self.stderr.next(), if err => if let Some(bytes) = bytes { return Some(Output::Stderr(bytes)) },
-                status = self.child.wait(), if running => self.status = Some(status.unwrap_or_else(|_| ExitStatus::from_raw(0x7f00))),
-                () = tokio::time::sleep(LINGER), if !running => return None,
+                status = self.child.wait(), if running => self.ended(status.unwrap_or_else(|_| ExitStatus::from_raw(0x7f00))),
+                () = sleep_until(give_up.min(now + LINGER)), if !running => return None,
             }
+        }
+    }
+
+    fn ended(&mut self, status: ExitStatus) {
+        (self.status, self.give_up) = (Some(status), Some(Instant::now() + LINGER_MAX));
+        self.stderr.owe();
+        match self.terminal {
+            Some(_) => self.stdout.owed = TERMINAL_HOLDS,
+            None => self.stdout.owe(),
         }
     }
 
@@ -166,7 +224,7 @@ impl Job {
             return status;
         }
         let status = self.child.wait().await.unwrap_or_else(|_| ExitStatus::from_raw(0x7f00));
-        self.status = Some(status);
+        self.ended(status);
         status
     }
 
@@ -196,50 +254,6 @@ impl Drop for Job {
         if self.status.is_none() {
             self.signal_group(Signal::SIGHUP);
             self.signal_group(Signal::SIGKILL);
-        }
-    }
-}
-
-/// Signals and resizes a job from beside it.
-#[derive(Clone, Debug)]
-pub struct Control {
-    group: Pid,
-    terminal: Option<Terminal>,
-}
-
-impl Control {
-    /// Whether it has a terminal.
-    pub fn has_terminal(&self) -> bool {
-        self.terminal.is_some()
-    }
-
-    /// Sends a signal by number: to the terminal's foreground group, or to the process group.
-    pub fn signal(&self, number: i32) {
-        let group = self.terminal.as_ref().and_then(Terminal::foreground).unwrap_or(self.group);
-        if !(1..=libc::SIGRTMAX()).contains(&number) || group.as_raw() <= 1 {
-            return;
-        }
-        // SAFETY: kill takes two integers; nix's enum has no real-time signals.
-        if unsafe { libc::kill(-group.as_raw(), number) } != 0 {
-            tracing::debug!("cannot send signal {number}: {}", io::Error::last_os_error());
-        }
-    }
-
-    /// Sends a signal by number to the process group, and to the terminal's foreground group.
-    pub fn signal_all(&self, number: i32) {
-        self.signal(number);
-        Self { group: self.group, terminal: None }.signal(number);
-    }
-
-    /// The process group.
-    pub fn group(&self) -> Pid {
-        self.group
-    }
-
-    /// Tells the terminal, where there is one, its new size.
-    pub fn resize(&self, size: TerminalSize) {
-        if let Some(Err(error)) = self.terminal.as_ref().map(|terminal| terminal.resize(size)) {
-            tracing::debug!("cannot resize a terminal: {error}");
         }
     }
 }

@@ -17,7 +17,7 @@ use nix::{
     unistd::{Gid, Uid, setgid, setgroups, setsid, setuid},
 };
 
-use super::user::Account;
+use super::{cgroup::Group, user::Account};
 
 /// Where programs are looked for when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -173,6 +173,14 @@ impl Launch {
     /// # Errors
     /// Something has a zero byte in it, or the directory cannot be used.
     pub fn command(&self) -> Result<Command, LaunchError> {
+        self.command_in(None)
+    }
+
+    /// The same, in a control group.
+    ///
+    /// # Errors
+    /// As for [`Self::command`].
+    pub(super) fn command_in(&self, cgroup: Option<&Group>) -> Result<Command, LaunchError> {
         if self.argv.iter().any(|argument| argument.contains('\0')) {
             return Err(LaunchError::ZeroByte);
         }
@@ -188,13 +196,13 @@ impl Launch {
         let (name, arguments) = self.argv.split_first().ok_or_else(|| LaunchError::NotFound("\"\"".into()))?;
         command.arg0(name).args(arguments).env_clear();
         command.envs(self.environment.0.iter().map(|(name, value)| (name, value)));
-        let child = self.child()?;
+        let child = self.child(cgroup)?;
         // SAFETY: the closure runs in the forked child and only makes system calls with memory prepared here.
         unsafe { command.pre_exec(move || child.become_it()) };
         Ok(command)
     }
 
-    fn child(&self) -> Result<Child, LaunchError> {
+    fn child(&self, cgroup: Option<&Group>) -> Result<Child, LaunchError> {
         let zero = |_| LaunchError::ZeroByte;
         let by_descriptor = match &self.program {
             Program::File(_) => None,
@@ -210,7 +218,12 @@ impl Launch {
                     .map_err(zero)?,
             }),
         };
+        let door = cgroup.map(Group::door).transpose().unwrap_or_else(|error| {
+            tracing::warn!("a command runs outside its control group: {error}");
+            None
+        });
         Ok(Child {
+            door,
             uid: Uid::from_raw(self.account.uid),
             gid: Gid::from_raw(self.account.gid),
             groups: self.account.groups.iter().copied().map(Gid::from_raw).collect(),
@@ -225,6 +238,8 @@ impl Launch {
 
 /// What the forked child does before it executes the program.
 struct Child {
+    /// The way into its control group.
+    door: Option<fs::File>,
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
@@ -243,6 +258,10 @@ struct ByDescriptor {
 impl Child {
     fn become_it(&self) -> std::io::Result<()> {
         setsid()?;
+        if let Some(door) = &self.door {
+            // Refused (a group of a kind that takes no processes), it is as where there are no groups.
+            nix::unistd::write(door, b"0").unwrap_or_default();
+        }
         if self.terminal {
             // SAFETY: an ioctl on the standard input without a pointer.
             nix::errno::Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;

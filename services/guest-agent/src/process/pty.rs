@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -53,6 +53,12 @@ impl Terminal {
     /// The process group in the terminal's foreground.
     pub fn foreground(&self) -> Option<Pid> {
         nix::unistd::tcgetpgrp(self.0.get_ref()).ok().filter(|group| group.as_raw() > 0)
+    }
+}
+
+impl AsRawFd for Terminal {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

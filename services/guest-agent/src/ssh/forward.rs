@@ -13,7 +13,7 @@ use russh::{
     server::{ChannelOpenHandle, Handle, Msg},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::AbortHandle,
@@ -51,7 +51,7 @@ pub async fn connect(
     match connected.await {
         Ok(Ok(stream)) => {
             reply.accept().await;
-            carry(stream, writer, inbound).await;
+            carry_tcp(stream, writer, inbound).await;
         }
         Ok(Err(error)) => {
             tracing::debug!("cannot forward to {host}:{port}: {error}");
@@ -61,10 +61,19 @@ pub async fn connect(
     }
 }
 
-/// Carries bytes both ways until both have ended, or the channel has gone.
-async fn carry(mut stream: TcpStream, writer: ChannelWriteHalf<Msg>, inbound: Inbound) {
+async fn carry_tcp(stream: TcpStream, writer: ChannelWriteHalf<Msg>, inbound: Inbound) {
     stream.set_nodelay(true).unwrap_or_default();
-    let (mut reader, mut sink) = stream.split();
+    let (reader, sink) = stream.into_split();
+    carry(reader, sink, writer, inbound).await;
+}
+
+/// Carries bytes both ways until both have ended, or the channel has gone.
+pub(super) async fn carry(
+    mut reader: impl AsyncRead + Unpin,
+    mut sink: impl AsyncWrite + Unpin,
+    writer: ChannelWriteHalf<Msg>,
+    inbound: Inbound,
+) {
     let to_client = async {
         let mut buffer = vec![0; READ_MAX];
         while let Ok(length) = reader.read(&mut buffer).await {
@@ -74,12 +83,14 @@ async fn carry(mut stream: TcpStream, writer: ChannelWriteHalf<Msg>, inbound: In
         }
         writer.eof().await
     };
-    let from_client = async {
-        while let Some(bytes) = inbound.next().await {
+    let waiting = inbound.clone();
+    let from_client = async move {
+        while let Some(bytes) = waiting.next().await {
             if sink.write_all(&bytes).await.is_err() {
                 break;
             }
         }
+        // A pipe ends by being closed, which is here.
         sink.shutdown().await
     };
     tokio::select! {
@@ -162,7 +173,7 @@ async fn accept(
                 Ok(channel) => {
                     let inbound = channels.inbound(channel.id(), &pressure);
                     let (_, writer) = channel.split();
-                    carry(stream, writer, inbound).await;
+                    carry_tcp(stream, writer, inbound).await;
                 }
                 Err(error) => tracing::debug!("the client refused a forwarded connection: {error}"),
             }

@@ -20,6 +20,7 @@ use super::{
     forward::{self, Listeners},
     inbound::{Inbound, Pressure},
     session::{self, Pending, What},
+    streamlocal,
     terminal::{self, Request},
 };
 use crate::process::{Control, user::Account};
@@ -187,6 +188,24 @@ impl russh::server::Handler for Handler {
         let inbound = self.channels.inbound(channel.id(), &self.pressure);
         let (_, writer) = channel.split();
         tokio::spawn(forward::connect(host.to_owned(), port, writer, inbound, reply));
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        socket_path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let Some(account) = self.account.clone().filter(|_| !self.channels.is_full()) else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        let inbound = self.channels.inbound(channel.id(), &self.pressure);
+        let (_, writer) = channel.split();
+        let lab = Arc::clone(&self.lab);
+        tokio::spawn(streamlocal::connect(socket_path.to_owned(), account, lab, writer, inbound, reply));
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The ssh server: for people and their tools, over the VM's network and through the channel.
 //!
 //! Over the network only the operator's keys log in ([`auth`]); who comes through the channel was let in by the host
-//! already. A session's process is [`session`], port forwarding is [`forward`], sftp is guest-agent once more, as the
+//! already. A session's process is [`session`], port forwarding is [`forward`] and, to unix sockets, [`streamlocal`], sftp is guest-agent once more, as the
 //! logged-in user ([`sftp`]).
 
 mod auth;
@@ -11,6 +11,7 @@ mod inbound;
 pub mod names;
 mod session;
 pub mod sftp;
+pub mod streamlocal;
 mod terminal;
 
 use std::{
@@ -38,6 +39,8 @@ use tokio::{
 };
 
 use handler::Handler;
+
+use crate::process::Cgroups;
 
 /// The port everybody expects.
 const PORT: u16 = 22;
@@ -72,6 +75,7 @@ struct Lab {
     problems: Vec<String>,
     environment: Vec<String>,
     program: Arc<OwnedFd>,
+    cgroups: Cgroups,
     /// Whether each open connection is logged in.
     connections: Mutex<Vec<Weak<AtomicBool>>>,
 }
@@ -81,7 +85,11 @@ impl Server {
     ///
     /// # Errors
     /// The host key cannot be read.
-    pub fn new(settings: &Settings, program: Arc<OwnedFd>) -> Result<Self, russh::keys::ssh_key::Error> {
+    pub fn new(
+        settings: &Settings,
+        program: Arc<OwnedFd>,
+        cgroups: Cgroups,
+    ) -> Result<Self, russh::keys::ssh_key::Error> {
         let host_key = PrivateKey::from_openssh(&settings.ssh_host_key)?;
         let config = |methods: &[MethodKind]| Config {
             server_id: SshId::Standard(concat!("SSH-2.0-Warren_", env!("CARGO_PKG_VERSION")).into()),
@@ -97,8 +105,8 @@ impl Server {
             ..Config::default()
         };
         let (keys, problems) = auth::parse_keys(&settings.ssh_keys);
-        let lab =
-            Lab { keys, problems, environment: settings.image.env.clone(), program, connections: Mutex::default() };
+        let environment = settings.image.env.clone();
+        let lab = Lab { keys, problems, environment, program, cgroups, connections: Mutex::default() };
         Ok(Self {
             network: Arc::new(config(&[MethodKind::PublicKey])),
             trusted: Arc::new(config(&[MethodKind::None])),

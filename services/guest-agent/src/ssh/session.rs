@@ -58,8 +58,8 @@ pub fn start(
     let terminal = terminal.filter(|_| !matches!(what, What::Sftp));
     let launch = launch(&what, &variables, terminal.as_ref(), lab, account);
     let started = match &terminal {
-        Some(request) => Job::start_in_terminal(&launch, request.size, |modes| request.apply(modes)),
-        None => Job::start(&launch),
+        Some(request) => Job::start_in_terminal(&launch, &lab.cgroups, request.size, |modes| request.apply(modes)),
+        None => Job::start(&launch, &lab.cgroups),
     };
     let control = started.as_ref().ok().map(Job::control);
     tokio::spawn(run(started, terminal.is_some(), writer, handle, inbound));

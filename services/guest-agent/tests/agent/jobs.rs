@@ -199,6 +199,53 @@ async fn time_is_up_for_a_job_whose_holder_reads_nothing() {
 }
 
 #[tokio::test]
+async fn children_that_print_on_hold_up_neither_a_limit_nor_an_end_for_long() {
+    let host = Host::connect(agent(&shared())).await;
+    // What has left the process group and the session does not count.
+    let timed = Command { timeout_ms: Some(300), ..shell("trap '' TERM; yes & setsid yes & sleep 1000; wait") };
+    let mut exec = host.exec(timed).await;
+    let ended = async {
+        loop {
+            match exec.next().await {
+                Frame::Exit(exit) => return exit,
+                Frame::Stdout(_) | Frame::Missed(_) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    };
+    let exit = tokio::time::timeout(BOUND, ended).await.expect("the command ends");
+    assert_eq!(exit.code, TIMED_OUT);
+    // One that ends by itself has its own code, and what it printed last, although a child prints on; even past its time.
+    let left = Command { timeout_ms: Some(1000), ..shell("(while printf x; do sleep 0.2; done) & echo last; exit 5") };
+    let (out, _, exit) = host.exec(left).await.finish().await;
+    assert_eq!((exit.code, exit.message), (5, None));
+    assert!(String::from_utf8_lossy(&out).contains("last"));
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_all_that_a_command_printed_before_its_end() {
+    let host = Host::connect(agent(&shared())).await;
+    let named = Command { job: Some("slow".parse().unwrap()), ..shell("yes & head -c 1000000 /dev/zero >&2; kill $!") };
+    let mut reader = host.exec(named).await;
+    wait_for(&host, "slow", |job| job.output_bytes > 0).await;
+    let (_, err, exit) = reader.finish().await;
+    assert_eq!((err.len(), exit.code), (1_000_000, 0));
+}
+
+#[tokio::test]
+async fn a_start_that_fails_takes_nothing_from_an_ended_job_of_its_name() {
+    let host = Host::connect(agent(&shared())).await;
+    start(&host, "build", shell("echo result; exit 4")).await;
+    wait_for(&host, "build", |job| job.state == JobState::Ended).await;
+    let job = Some("build".parse().unwrap());
+    let missing = Command { argv: vec!["/no/such/program".to_owned()], job, ..Command::default() };
+    let again = Request::Jobs(JobAsk::Start(Box::new(missing)));
+    assert_eq!(refused(&host, again).await, ErrorCode::FailedPrecondition);
+    let (out, _, exit) = attach(&host, to("build", false)).await.finish().await;
+    assert_eq!((out.as_slice(), exit.code), (&b"result\n"[..], 4));
+}
+
+#[tokio::test]
 async fn jobs_are_bounded_in_number_and_killed_by_name() {
     let host = Host::connect(agent(&shared())).await;
     for n in 0..RUNNING_MAX {

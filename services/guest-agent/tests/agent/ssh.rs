@@ -6,8 +6,12 @@ use std::{
 };
 
 use crate::support::{BOUND, program, settings};
-use guest_agent::ssh::Server;
-use tokio::{io::AsyncWriteExt, net::TcpListener, process::Command};
+use guest_agent::{process::Cgroups, ssh::Server};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    process::Command,
+};
 
 /// A server, and a client's directory with a key.
 struct Lab {
@@ -34,7 +38,7 @@ impl Lab {
             Command::new("ssh-keygen").args(["-q", "-t", kind, "-N", "", "-f"]).arg(&key).status().await.unwrap();
         assert!(made.success());
         let public = std::fs::read_to_string(directory.path().join("key.pub")).unwrap();
-        let server = Server::new(&settings(&[&public]), program()).unwrap();
+        let server = Server::new(&settings(&[&public]), program(), Cgroups::none()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let lab = Self { directory, port, user, server: server.clone() };
@@ -224,4 +228,54 @@ async fn ports_are_forwarded_from_the_client() {
     });
     let (out, err, code) = lab.ssh(&["-W", &target], b"through the tunnel").await;
     assert_eq!((String::from_utf8_lossy(&out).as_ref(), code), ("through the tunnel", 0), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unix_sockets_are_forwarded_from_the_client() {
+    let Some(lab) = Lab::new(false).await else { return };
+    let (here, there) = (lab.path("here.sock"), lab.path("there.sock"));
+    let listener = tokio::net::UnixListener::bind(&there).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                // All of it, so that each direction's end has to arrive by itself.
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).await.unwrap();
+                stream.write_all(&all).await.unwrap();
+            });
+        }
+    });
+    let mut command = Command::new("ssh");
+    lab.options(&mut command, "-p", &lab.path("key"));
+    let forwards = [format!("{}:{}", here.display(), there.display()), format!("{0}2:{0}", lab.path("none").display())];
+    command.args(["-N", "-L", &forwards[0], "-L", &forwards[1], &format!("{}@127.0.0.1", lab.user)]);
+    let _client = command.spawn().unwrap();
+    let connect = async |path: &Path| {
+        let connected = async {
+            loop {
+                if let Ok(stream) = tokio::net::UnixStream::connect(path).await {
+                    return stream;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(BOUND, connected).await.expect("ssh listens")
+    };
+    let sent: Vec<u8> = (0..3_000_000u32).map(|n| (n % 241) as u8).collect();
+    for _ in 0..2 {
+        let (mut reader, mut writer) = connect(&here).await.into_split();
+        let copy = sent.clone();
+        let write = tokio::spawn(async move {
+            writer.write_all(&copy).await.unwrap();
+            writer.shutdown().await.unwrap();
+        });
+        let mut back = Vec::new();
+        tokio::time::timeout(BOUND, reader.read_to_end(&mut back)).await.unwrap().unwrap();
+        assert!(back == sent, "{} bytes came back", back.len());
+        write.await.unwrap();
+    }
+    // Where nobody listens the connection ends at once.
+    let mut refused = connect(&lab.path("none2")).await;
+    let ended = tokio::time::timeout(BOUND, refused.read(&mut [0; 1])).await.expect("it ends");
+    assert!(matches!(ended, Ok(0) | Err(_)));
 }

@@ -14,6 +14,7 @@ use guest_agent::{
     agent::{Shared, channel::Channel, mux},
     boot::Init,
     jobs::Jobs,
+    process::Cgroups,
     ssh,
     workspace::Workspaces,
 };
@@ -57,13 +58,13 @@ pub fn shared() -> Arc<Shared> {
 /// The same, whose workspaces are remembered there.
 pub fn shared_with(state: tree::StateDir) -> Arc<Shared> {
     let settings = settings(&[]);
-    let ssh = ssh::Server::new(&settings, program()).unwrap();
+    let ssh = ssh::Server::new(&settings, program(), Cgroups::none()).unwrap();
     Arc::new(Shared {
         settings,
         init: Init::GuestAgent,
         program: program(),
         ssh: Some(ssh),
-        jobs: Jobs::new(None),
+        jobs: Jobs::new(None, Cgroups::none()),
         workspaces: Workspaces::open(state),
         facts: watch::Sender::new(None),
     })
