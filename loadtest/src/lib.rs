@@ -1,6 +1,7 @@
 //! Load on a lab, and benchmarks of its parts beside the bare engines they stand on.
 
 pub mod boot;
+pub mod cp;
 pub mod create;
 mod database;
 pub mod density;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use loadtest::{boot, create, density, reserve, stream, taps, workspace};
+use loadtest::{boot, cp, create, density, reserve, stream, taps, workspace};
 use runtime::telemetry;
 
 /// Load on a lab, and benchmarks of its parts.
@@ -41,6 +41,8 @@ enum Scenario {
     Taps(taps::Options),
     /// The roads of a session: byte streams over the bus and direct TLS connections, beside bare TCP.
     Stream(stream::Options),
+    /// Files into a VM and out of it: `warren cp` beside scp and tar over ssh, in a lab of its own.
+    Cp(cp::Options),
 }
 
 #[tokio::main]
@@ -77,6 +79,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         }
         Scenario::Stream(options) => {
             let report = stream::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+        Scenario::Cp(options) => {
+            let report = cp::run(&options).await?;
             (report.table(), serde_json::to_string_pretty(&report)?, report.good())
         }
         Scenario::Workspace(options) => {
