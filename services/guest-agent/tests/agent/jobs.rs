@@ -223,6 +223,36 @@ async fn children_that_print_on_hold_up_neither_a_limit_nor_an_end_for_long() {
 }
 
 #[tokio::test]
+async fn a_kill_takes_what_the_command_put_into_groups_of_their_own() {
+    let host = Host::connect(agent(&shared())).await;
+    // In a terminal a shell can do so; no control group is made here, so it is the session that counts.
+    let command = shell("set -m; sleep 1000 & echo $!; exec sleep 1000");
+    let tty = Some(TerminalSize { columns: 80, rows: 24 });
+    let mut exec = host.exec(Command { tty, job: Some("groups".parse().unwrap()), ..command }).await;
+    let mut said = String::new();
+    while !said.contains('\n') {
+        match exec.next().await {
+            Frame::Stdout(bytes) => said.push_str(&String::from_utf8_lossy(&bytes)),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    let child: u32 = said.trim().parse().expect("the shell says the number of its child");
+    let runs = || {
+        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+    };
+    assert!(runs());
+    ask(&host, JobAsk::Signal { job: "groups".parse().unwrap(), number: 9 }).await;
+    wait_for(&host, "groups", |job| job.exit_code == Some(137)).await;
+    let gone = async {
+        while runs() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(BOUND, gone).await.expect("the child in another group is gone, too");
+}
+
+#[tokio::test]
 async fn a_slow_reader_gets_all_that_a_command_printed_before_its_end() {
     let host = Host::connect(agent(&shared())).await;
     let named = Command { job: Some("slow".parse().unwrap()), ..shell("yes & head -c 1000000 /dev/zero >&2; kill $!") };
