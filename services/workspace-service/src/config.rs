@@ -41,6 +41,7 @@ impl Config {
                 cache: CACHE.into(),
                 cache_bytes: CACHE_BYTES,
                 allow_file: false,
+                hosts: None,
                 credentials: None,
             },
         }
@@ -64,6 +65,7 @@ impl Config {
             cache: reader.or("WARREN_GIT_CACHE", CACHE.into()),
             cache_bytes: size.map_or(CACHE_BYTES, |size| u64::from(size.0) << 20),
             allow_file: reader.or("WARREN_GIT_ALLOW_FILE", false),
+            hosts: reader.optional("WARREN_GIT_HOSTS"),
             credentials,
         };
         reader.finish(|| Some(Self { nats_credentials, served, ..Self::new(nats_url?, database_url?) }))

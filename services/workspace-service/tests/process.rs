@@ -5,20 +5,22 @@ mod common;
 use std::process::{Child, Command, Stdio};
 
 use common::{BOUND, Lab, exec};
-use contract::{ErrorCode, SessionId, workspace::Open};
+use contract::{ErrorCode, SessionId, vm::VmState, workspace::Open, worktree::Prepare};
 use nix::{sys::signal, unistd::Pid};
 use serde_json::json;
 use testkit::wait_until;
 
 /// The real service as a child; ended with the test.
-struct Replica(Child);
+struct Replica(Child, #[expect(dead_code, reason = "its cache, which goes with it")] tempfile::TempDir);
 
 impl Replica {
     async fn ready(lab: &Lab) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_workspace-service"));
         command.env("WARREN_NATS_URL", lab.nats.url()).env("WARREN_DATABASE_URL", lab.postgres.url());
+        let cache = tempfile::tempdir().unwrap();
+        command.env("WARREN_GIT_CACHE", cache.path());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let replica = Self(child);
+        let replica = Self(child, cache);
         wait_until("the service", BOUND, async || {
             let request = json!({ "vm": "nope", "session": SessionId::new(), "kind": { "ssh": {} } });
             (lab.call::<Open>(request).await.unwrap_err().code == ErrorCode::NotFound).then_some(())
@@ -61,6 +63,33 @@ async fn a_replica_that_ends_ends_its_commands_and_answers_their_callers() {
         (lab.agent.resets() == ["workspace-service is shutting down"]).then_some(())
     })
     .await;
+}
+
+/// Whether a process has a word among its arguments.
+fn runs(word: &str) -> bool {
+    let lines =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|it| std::fs::read(it.path().join("cmdline")).ok());
+    lines.into_iter().any(|line| String::from_utf8_lossy(&line).contains(word))
+}
+
+#[tokio::test]
+async fn a_replica_that_ends_or_is_killed_leaves_no_git() {
+    let lab = Lab::engines().await;
+    lab.put("db", VmState::Running, "h1");
+    for (vm, signal) in [("web", signal::Signal::SIGTERM), ("db", signal::Signal::SIGKILL)] {
+        let mut replica = Replica::ready(&lab).await;
+        // It takes connections and says nothing.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let word = listener.local_addr().unwrap().to_string();
+        let request = json!({ "vm": vm, "source": { "git": { "url": format!("http://{word}/x") } } });
+        lab.call::<Prepare>(request).await.unwrap();
+        let (connection, _) = tokio::time::timeout(BOUND, listener.accept()).await.unwrap().unwrap();
+        assert!(runs(&word));
+        replica.signal(signal);
+        replica.ended().await;
+        drop(connection);
+        wait_until("git's end", BOUND, async || (!runs(&word)).then_some(())).await;
+    }
 }
 
 #[tokio::test]

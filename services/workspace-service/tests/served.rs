@@ -1,6 +1,14 @@
 //! Stories of trees that the service fetches itself: commits of git repositories, and archives of an object store.
 
-use std::{fs, io::Write, path::Path, process::Command};
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
 
 use bus::{Bus, BusConfig};
 use contract::{
@@ -8,7 +16,7 @@ use contract::{
     worktree::{History, Node, Source},
 };
 use testkit::Nats;
-use workspace_service::served::{CACHE_BYTES, Fetched, ServedConfig, Sources};
+use workspace_service::served::{CACHE_BYTES, Fetched, ServedConfig, Sources, TURNS};
 
 struct Lab {
     _nats: Nats,
@@ -26,6 +34,7 @@ impl Lab {
             cache: dir.path().join("cache"),
             cache_bytes: CACHE_BYTES,
             allow_file: true,
+            hosts: None,
             credentials: None,
         };
         Self { _nats: nats, bus, dir, config }
@@ -123,6 +132,78 @@ async fn directories_of_the_services_machine_are_served_only_where_its_operator_
     lab.config.allow_file = true;
     let error = lab.git(None, History::Full).await.err().unwrap();
     assert!(error.message.contains("git"), "{error:?}");
+}
+
+/// A server that takes connections and says nothing, and its URL.
+fn silent() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/x", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+/// Waits until somebody connects.
+async fn connected(listener: &TcpListener) -> TcpStream {
+    let listener = listener.try_clone().unwrap();
+    let (stream, _) = tokio::task::spawn_blocking(move || listener.accept().unwrap()).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn fetches_that_nobody_waits_for_and_many_of_one_repository_keep_nobody_waiting() {
+    let lab = Lab::start().await;
+    let repo = lab.dir.path().join("repo");
+    fs::create_dir(&repo).unwrap();
+    git(&repo, &["init", "-q", "-b", "main"]);
+    git(&repo, &["commit", "-q", "--allow-empty", "-m", "one"]);
+    fs::write(repo.join("app.py"), "one").unwrap();
+    git(&repo, &["add", "."]);
+    git(&repo, &["commit", "-qm", "two"]);
+    let sources = Arc::new(Sources::new(lab.config.clone()));
+    let source = |url: &str| Source::Git { url: url.to_owned(), reference: None, history: History::Full };
+    let ask = |url: &str| {
+        let (sources, bus, source) = (sources.clone(), lab.bus.clone(), source(url));
+        tokio::spawn(async move { sources.fetch(&bus, &source).await.map(drop) })
+    };
+    let good = format!("file://{}", repo.display());
+
+    // Many want one that does not answer: they have one turn.
+    let (listener, url) = silent();
+    let many: Vec<_> = (0..2 * TURNS).map(|_| ask(&url)).collect();
+    let _held = connected(&listener).await;
+    ask(&good).await.unwrap().unwrap();
+
+    // All turns are taken by others that do not answer, until nobody waits for those.
+    let silents: Vec<_> = (0..TURNS - 1).map(|_| silent()).collect();
+    let others: Vec<_> = silents.iter().map(|(_, url)| ask(url)).collect();
+    let mut streams = Vec::new();
+    for (listener, _) in &silents {
+        streams.push(connected(listener).await);
+    }
+    let waits = ask(&good);
+    tokio::task::yield_now().await;
+    assert!(!waits.is_finished());
+    many.iter().chain(&others).for_each(tokio::task::JoinHandle::abort);
+    waits.await.unwrap().unwrap();
+    // The connections are closed, since those who held them are gone.
+    for mut stream in streams {
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let ended = tokio::task::spawn_blocking(move || stream.read_to_end(&mut Vec::new()));
+        let timeout = |kind| matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        assert!(!ended.await.unwrap().is_err_and(|error| timeout(error.kind())), "git goes on");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_its_operator_does_not_list_is_refused() {
+    let mut lab = Lab::start().await;
+    lab.config.hosts = Some("git.example, *.forge.example".parse().unwrap());
+    let (listener, url) = silent();
+    let source = Source::Git { url, reference: None, history: History::Full };
+    let error = lab.fetch(source).await.err().unwrap();
+    assert_eq!(error.code, ErrorCode::PermissionDenied);
+    assert!(error.hint.unwrap().contains("WARREN_GIT_HOSTS"));
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "nobody asked it");
 }
 
 /// A tar archive of one file and a link.

@@ -44,6 +44,11 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
+    /// How many entries there are.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len() + self.unread.len()
+    }
+
     /// Says what was left out.
     pub(crate) fn warn(&mut self, warning: String) {
         if self.warnings.len() < WARNINGS_MAX && !self.warnings.contains(&warning) {

@@ -34,7 +34,8 @@ impl Captured {
             return;
         }
         let name = String::from_utf8_lossy(&name[1..]).into_owned();
-        for dir in fs::read_dir(self.cache.join(packs::DIRECTORY)).into_iter().flatten().flatten() {
+        let all = self.caches.iter().filter_map(|cache| fs::read_dir(cache.join(packs::DIRECTORY)).ok());
+        for dir in all.flatten().flatten() {
             let pack = dir.path().join(&name);
             match fs::remove_file(&pack) {
                 Ok(()) => tracing::warn!(pack = %pack.display(), "a pack of the cache was damaged and is made anew"),

@@ -22,6 +22,7 @@ use crate::{
     index,
     repo::{Indexed, Repo, as_path},
     stat_cache::StatCache,
+    submodules::Modules,
 };
 
 /// The longest origin that is told, in bytes.
@@ -32,7 +33,7 @@ const EMPTY: (&str, &[u8]) = (
     &[0x78, 0x01, 0x4b, 0xca, 0xc9, 0x4f, 0x52, 0x30, 0x60, 0x00, 0x00, 0x09, 0xb0, 0x01, 0xf0],
 );
 /// Submodules within submodules are followed so deep.
-const NESTED_MAX: usize = 16;
+pub(crate) const NESTED_MAX: usize = 16;
 
 /// What to take.
 #[derive(Clone, Debug)]
@@ -71,8 +72,8 @@ pub struct Captured {
     pub(crate) ignored: BTreeSet<Vec<u8>>,
     /// The index as it was sent.
     pub(crate) staged: Staged,
-    /// Where its packs are kept.
-    pub(crate) cache: PathBuf,
+    /// Where its packs are kept, and its submodules'.
+    pub(crate) caches: Vec<PathBuf>,
     /// Holds the files that were made, as long as they may be sent.
     pub(crate) _scratch: TempDir,
 }
@@ -148,7 +149,7 @@ pub fn capture_plain(dir: &Path, options: &Options) -> Result<Captured, Worktree
         dirty: Vec::new(),
         ignored: BTreeSet::new(),
         staged: None,
-        cache: options.cache.clone(),
+        caches: vec![options.cache.clone()],
         _scratch: scratch,
     })
 }
@@ -166,8 +167,10 @@ fn capture_repo(repo: Repo, options: &Options) -> Result<Captured, WorktreeError
         let commit = head.commit.clone();
         let commit =
             commit.ok_or_else(|| WorktreeError::Absent(format!("{} has no commit yet", repo.top.display())))?;
-        let files = commit::Files { repo: &repo, head: &head, commit: &commit, at: b"", home: b".git" };
-        files.take(options, scratch.path(), &mut out)?;
+        let modules = Modules::none("submodules are not taken from commits of a worktree");
+        let files =
+            commit::Files { repo: &repo, head: &head, commit: &commit, at: b"", home: b".git", modules: &modules };
+        files.take(options, commit::BYTES_MAX, scratch.path(), &mut out)?;
         (Vec::new(), (None, BTreeSet::new()))
     };
     let (tree, warnings) = out.finish(&mut cache)?;
@@ -182,7 +185,7 @@ fn capture_repo(repo: Repo, options: &Options) -> Result<Captured, WorktreeError
         dirty,
         ignored,
         staged,
-        cache: options.cache.clone(),
+        caches: vec![options.cache.clone()],
         _scratch: scratch,
     })
 }
@@ -320,6 +323,7 @@ impl Part<'_> {
             home: &self.home,
             worktree,
             seen,
+            modules: &Modules::none(""),
             scratch,
             cache: &options.cache,
         };

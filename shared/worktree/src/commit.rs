@@ -11,16 +11,17 @@ use tree::Mtime;
 use crate::{
     blobs,
     builder::{Builder, join},
-    capture::Options,
+    capture::{Options, up},
     error::WorktreeError,
     gitdir::{Head, Making},
     index::{self, IndexEntry},
-    repo::{self, Repo, as_path},
+    repo::{self, Indexed, Repo},
+    submodules::{Module, Modules, shown},
 };
 
 /// The most bytes that the files of a commit may have, when they are written: one object may be many files, and a few kilobytes any number of
 /// bytes.
-const BYTES_MAX: u64 = 8 << 30;
+pub(crate) const BYTES_MAX: u64 = 8 << 30;
 
 /// What to take, and where it goes.
 pub(crate) struct Files<'a> {
@@ -32,12 +33,30 @@ pub(crate) struct Files<'a> {
     pub at: &'a [u8],
     /// Its git directory's place.
     pub home: &'a [u8],
+    /// Its submodules.
+    pub modules: &'a Modules,
+}
+
+/// What was taken.
+pub(crate) struct Taken {
+    /// The bytes of its files.
+    pub bytes: u64,
+    /// The submodules that are to be taken, and their commits.
+    pub links: Vec<(Indexed, Module)>,
 }
 
 impl Files<'_> {
-    /// Writes the files into `scratch` and adds them, with a git directory that says they are unchanged.
-    pub(crate) fn take(&self, options: &Options, scratch: &Path, out: &mut Builder) -> Result<(), WorktreeError> {
-        let listed = repo::tree_within(&self.repo.git, self.commit, BYTES_MAX)?;
+    /// Writes the files, of at most so many bytes, into `scratch` and adds them, with a git directory that says they are unchanged. Of a
+    /// submodule there is an empty directory.
+    pub(crate) fn take(
+        &self,
+        options: &Options,
+        most: u64,
+        scratch: &Path,
+        out: &mut Builder,
+    ) -> Result<Taken, WorktreeError> {
+        let mut taken = Taken { bytes: 0, links: Vec::new() };
+        let listed = repo::tree_within(&self.repo.git, self.commit, most)?;
         let mtime = Mtime { secs: self.head.time, nanos: 0 };
         let blobs: Vec<_> = listed
             .iter()
@@ -50,10 +69,14 @@ impl Files<'_> {
             let path = join(self.at, &it.path);
             let mut size = 0;
             if it.mode == 0o160_000 {
-                out.warn(format!("{} is empty: submodules are not taken from commits", as_path(&path).display()));
+                match self.modules.at(&it.path) {
+                    Ok(module) => taken.links.push((it.clone(), module.clone())),
+                    Err(why) => out.warn(format!("the submodule {} is empty: {why}", shown(&path))),
+                }
                 out.put(path, mtime, Node::Directory { mode: 0o755 }, None);
             } else if let Some((length, (id, from))) = sizes.next() {
                 size = length;
+                taken.bytes += length;
                 if it.mode == 0o120_000 {
                     let target = std::fs::read(&from).map_err(WorktreeError::read(&from))?;
                     out.put(path, mtime, Node::Symlink { target: FileName(target) }, None);
@@ -65,13 +88,13 @@ impl Files<'_> {
             entries.push(IndexEntry { path: &it.path, mode: it.mode, id: &it.id, size, mtime });
         }
         if options.history == History::None {
-            return Ok(());
+            return Ok(taken);
         }
         let made = out.scratch_file(scratch);
         std::fs::write(&made, index::encode(&entries)).map_err(WorktreeError::write(&made))?;
         // Later than all it tells of, so that git trusts it.
         let index = Some((made, Mtime { secs: self.head.time + 1, nanos: 0 }));
-        let Self { repo, head, home, .. } = *self;
+        let Self { repo, head, home, at, modules, .. } = *self;
         let (history, cache) = (options.history, &*options.cache);
         Making {
             repo,
@@ -80,11 +103,13 @@ impl Files<'_> {
             index,
             staged: None,
             home,
-            worktree: None,
-            seen: ".git".to_owned(),
+            worktree: (!at.is_empty()).then(|| up(home) + &String::from_utf8_lossy(at)),
+            seen: if at.is_empty() { String::new() } else { up(at) } + &String::from_utf8_lossy(home),
+            modules,
             scratch,
             cache,
         }
-        .build(out)
+        .build(out)?;
+        Ok(taken)
     }
 }

@@ -7,7 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{error::WorktreeError, git::records, repo::Repo};
+use crate::{
+    error::WorktreeError,
+    git::records,
+    repo::Repo,
+    submodules::{Module, Modules},
+};
 
 /// Settings that are taken over as they are in effect, from wherever they come.
 const TAKEN: [&str; 10] = [
@@ -54,12 +59,14 @@ impl Settings {
     }
 
     /// The guest's `.git/config`. `branch` is the branch with its upstream's remote and ref; `worktree` leads from a submodule's git directory
-    /// to its files, and `attributes` from there to what the user has for all repositories.
+    /// to its files, and `attributes` from there to what the user has for all repositories; `modules` are those that nobody has
+    /// initialised here.
     pub(crate) fn for_guest(
         &self,
         branch: Option<(&str, &str, &str)>,
         worktree: Option<&str>,
         attributes: Option<&str>,
+        modules: &Modules,
     ) -> String {
         let mut out = Config::default();
         out.section("core", None);
@@ -95,6 +102,11 @@ impl Settings {
             out.value("merge", merge);
         }
         for (name, url) in self.sections("submodule", "url") {
+            out.section("submodule", Some(name));
+            out.value("active", "true");
+            out.value("url", &without_secrets(url));
+        }
+        for Module { name, url } in modules.taken() {
             out.section("submodule", Some(name));
             out.value("active", "true");
             out.value("url", &without_secrets(url));
@@ -196,7 +208,7 @@ mod tests {
             ("filter.x.smudge".into(), "evil".into()),
             ("submodule.s.update".into(), "!evil".into()),
         ]);
-        let text = settings.for_guest(Some(("main", "origin", "refs/heads/main")), None, None);
+        let text = settings.for_guest(Some(("main", "origin", "refs/heads/main")), None, None, &Modules::none(""));
         assert!(text.contains("name = \"A \\\"B\\\" \\\\ C\""), "{text}");
         assert!(text.contains("[remote \"o\\\"x\"]") && text.contains("\"https://host/x\""), "{text}");
         assert!(!text.contains("evil") && !text.contains("u:p"), "{text}");

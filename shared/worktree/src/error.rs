@@ -32,6 +32,9 @@ pub enum WorktreeError {
         /// How long it had.
         seconds: u64,
     },
+    /// Nobody waits for it any more.
+    #[error("git was ended, as nobody waits for it any more")]
+    Stopped,
     /// Something cannot be read.
     #[error("{} cannot be read: {source}", path.display())]
     Read {
@@ -72,6 +75,17 @@ pub enum WorktreeError {
     /// It is of a kind that is not supported.
     #[error("{0}")]
     Unsupported(String),
+    /// Whoever runs this does not let it be.
+    #[error("{0}")]
+    Forbidden(String),
+    /// What is wrong with one of its submodules.
+    #[error("submodule {}: {source}", path.display())]
+    Submodule {
+        /// Its place.
+        path: PathBuf,
+        /// What is.
+        source: Box<WorktreeError>,
+    },
     /// It is larger than what is taken.
     #[error("{0}")]
     TooMuch(String),
@@ -132,15 +146,21 @@ fn rest(f: &mut fmt::Formatter<'_>, count: usize) -> fmt::Result {
 impl From<WorktreeError> for ApiError {
     fn from(error: WorktreeError) -> Self {
         use WorktreeError as E;
+        if let E::Submodule { path, source } = error {
+            let inner = Self::from(*source);
+            return Self { message: format!("submodule {}: {}", path.display(), inner.message), ..inner };
+        }
         let code = match &error {
             E::NoGit(_) | E::Unmerged { .. } | E::InProgress { .. } | E::Unsupported(_) | E::TooMuch(_) => {
                 ErrorCode::FailedPrecondition
             }
             E::Git { .. } | E::Read { .. } | E::Write { .. } => ErrorCode::FailedPrecondition,
             E::GitTimeout { .. } => ErrorCode::DeadlineExceeded,
+            E::Stopped => ErrorCode::Cancelled,
+            E::Forbidden(_) => ErrorCode::PermissionDenied,
             E::Changed(_) | E::Conflicts(_) => ErrorCode::Aborted,
             E::Absent(_) => ErrorCode::NotFound,
-            E::Hostile(_) => ErrorCode::FailedPrecondition,
+            E::Hostile(_) | E::Submodule { .. } => ErrorCode::FailedPrecondition,
         };
         let hint = match &error {
             E::NoGit(_) => Some("on Debian it is in the package git".to_owned()),

@@ -11,9 +11,17 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::{
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+        signal::{Signal, kill, killpg},
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::Pid,
+};
 
-use crate::error::WorktreeError;
+use crate::{error::WorktreeError, stop::Stop};
 
 /// How long one command may take: packing a very large repository on a slow disk.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -74,6 +82,7 @@ pub struct Git {
     settings: Vec<String>,
     limit: Duration,
     bounds: Bounds,
+    stop: Option<Stop>,
 }
 
 /// What git and all it starts may take of the machine when what it reads is a stranger's, each process for itself; left out, what it wants.
@@ -88,7 +97,8 @@ pub(crate) struct Bounds {
 impl Git {
     /// In that directory.
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), env: Vec::new(), settings: Vec::new(), limit: LIMIT, bounds: Bounds::default() }
+        let (env, settings) = (Vec::new(), Vec::new());
+        Self { dir: dir.to_owned(), env, settings, limit: LIMIT, bounds: Bounds::default(), stop: None }
     }
 
     /// With one more variable.
@@ -109,6 +119,14 @@ impl Git {
     #[must_use]
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Ended, with all it starts, when that stop says so, or this process ends. It is in a process group of its own then, where no terminal's
+    /// keys reach it.
+    #[must_use]
+    pub fn stopped_by(mut self, stop: &Stop) -> Self {
+        self.stop = Some(stop.clone());
         self
     }
 
@@ -220,6 +238,10 @@ impl Git {
     ) -> Result<(io::Result<W>, R), WorktreeError> {
         let mut command = self.command(args);
         self.bounds.impose(&mut command);
+        if let Some(stop) = &self.stop {
+            stop.check()?;
+            tie(&mut command);
+        }
         let mut child = command.stdin(Stdio::piped()).spawn().map_err(WorktreeError::NoGit)?;
         let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
@@ -251,24 +273,45 @@ impl Git {
     /// Waits for the end, of which [`LIMIT`] is the latest; whether it went well.
     fn wait(&self, child: &mut Child, what: &str) -> Result<bool, WorktreeError> {
         let (done, ended) = mpsc::channel::<()>();
-        let (pid, limit) = (nix::unistd::Pid::from_raw(child.id().cast_signed()), self.limit);
-        thread::scope(|scope| {
+        let (pid, limit) = (Pid::from_raw(child.id().cast_signed()), self.limit);
+        if let Some(stop) = &self.stop {
+            stop.begun(pid);
+        }
+        let late = thread::scope(|scope| {
             let watchdog = scope.spawn(move || {
                 let late = ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
-                if late && let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {
+                let end = if self.stop.is_some() { killpg } else { kill };
+                if late && let Err(error) = end(pid, Signal::SIGKILL) {
                     tracing::debug!(%error, "git had ended already");
                 }
                 late
             });
-            // The id stays git's until it was waited for; the watchdog is told in the same breath.
-            let ended = child.wait().map_err(WorktreeError::NoGit);
+            // Not waited for yet: the id stays git's until nobody can mean it any more.
+            let over = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
             drop(done);
-            if watchdog.join().unwrap_or_default() {
-                return Err(WorktreeError::GitTimeout { what: what.to_owned(), seconds: limit.as_secs() });
-            }
-            Ok(ended?.success())
-        })
+            let late = watchdog.join().unwrap_or_default();
+            over.map(|_| late)
+        });
+        if let Some(stop) = &self.stop {
+            stop.ended(pid);
+        }
+        let ended = child.wait().map_err(WorktreeError::NoGit)?.success();
+        if late.map_err(|error| WorktreeError::NoGit(error.into()))? {
+            return Err(WorktreeError::GitTimeout { what: what.to_owned(), seconds: limit.as_secs() });
+        }
+        if let Some(stop) = self.stop.as_ref().filter(|_| !ended) {
+            stop.check()?;
+        }
+        Ok(ended)
     }
+}
+
+/// Puts a command into a process group of its own, which ends with the thread that starts it.
+fn tie(command: &mut Command) {
+    command.process_group(0);
+    let tie = || Ok(prctl::set_pdeathsig(Signal::SIGKILL)?);
+    // SAFETY: prctl(2) is a system call that allocates nothing and touches no memory of the parent.
+    unsafe { command.pre_exec(tie) };
 }
 
 impl Bounds {

@@ -15,6 +15,7 @@ use crate::{
     error::WorktreeError,
     packs::{self, Pack, PackCache, Wanted},
     repo::Repo,
+    submodules::Modules,
 };
 
 /// Where the attributes are that the user has for all repositories.
@@ -100,6 +101,8 @@ pub(crate) struct Making<'a> {
     pub worktree: Option<String>,
     /// Its place as it is seen from the top of its files, where git looks for relative names.
     pub seen: String,
+    /// Submodules that its own settings do not name.
+    pub modules: &'a Modules,
     /// Where files are made.
     pub scratch: &'a Path,
     /// The user's cache.
@@ -118,7 +121,7 @@ impl Making<'_> {
         // What holds in all the user's repositories counts less than what is in this one, so it is a file of its own there too.
         let usual = config::usual(self.repo, "core.attributesFile", "attributes")?;
         let attributes = (!usual.is_empty()).then(|| format!("{}/{USUAL_ATTRIBUTES}", self.seen));
-        let config = settings.for_guest(branch, self.worktree.as_deref(), attributes.as_deref());
+        let config = settings.for_guest(branch, self.worktree.as_deref(), attributes.as_deref(), self.modules);
         let excluded = [config::usual(self.repo, "core.excludesFile", "ignore")?, config::info(self.repo, "exclude")?];
         let mut files: Vec<(&[u8], Vec<u8>)> = vec![
             (b"config", config.into_bytes()),

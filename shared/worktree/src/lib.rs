@@ -4,6 +4,7 @@
 //! needed there. A [`Snapshot`] keeps what was sent as a commit, beside which [`changes`] become a patch, commits, or writes in the worktree
 //! ([`apply`](apply())). Git is run as a program ([`Git`]), and never in a directory that a guest wrote.
 
+mod address;
 mod apply;
 mod blobs;
 mod builder;
@@ -14,6 +15,7 @@ mod commit;
 mod config;
 mod error;
 mod fast_import;
+mod fetch;
 mod git;
 mod gitdir;
 mod index;
@@ -25,7 +27,10 @@ mod remote;
 mod repo;
 mod snapshot;
 mod stat_cache;
+mod stop;
+mod submodules;
 
+pub use address::Hosts;
 pub use apply::{Applied, apply};
 pub use capture::{Captured, Options, capture, capture_plain};
 pub use changes::{Export, Look, Taken, patch};
@@ -35,3 +40,4 @@ pub use objects::{Imported, import_commits};
 pub use remote::{Checkout, Remote};
 pub use repo::Repo;
 pub use snapshot::{Base, References, Snapshot, private_repository};
+pub use stop::{Stop, StopOnDrop};

@@ -1,36 +1,27 @@
-//! A **remote** repository, cloned once into a bare one in a cache, and captured from there at a commit.
+//! A **remote** repository, cloned once into a bare one in a cache, and captured from there at a commit, with its submodules.
 
-use std::{
-    collections::BTreeSet,
-    fs::File,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
-use contract::worktree::History;
-use nix::fcntl::{Flock, FlockArg};
-use sha2::{Digest, Sha256};
+use contract::worktree::{ENTRIES_MAX, History};
+use tempfile::TempDir;
 
 use crate::{
-    builder::Builder,
-    cache,
-    capture::{Captured, Options, about, scratch},
-    commit::Files,
+    address::{Address, Hosts},
+    builder::{Builder, join},
+    capture::{Captured, NESTED_MAX, Options, about, scratch, up},
+    commit::{self, Files},
     config::without_secrets,
     error::WorktreeError,
-    git::{Bounds, Git},
-    gitdir::{Head, Upstream, time},
-    packs::is_id,
-    repo::Repo,
+    fetch::BareClone,
+    gitdir::Head,
+    repo::{Repo, as_path},
     stat_cache::StatCache,
+    stop::Stop,
+    submodules::Modules,
 };
 
-/// How long one fetch may take.
-const FETCH_LIMIT: Duration = Duration::from_secs(1800);
-/// The most bytes of one pack that is fetched.
-const PACK_MAX: u64 = 8 << 30;
-/// The schemes that are spoken; `file` where it is allowed.
-const SCHEMES: [&str; 4] = ["https", "http", "ssh", "git"];
+/// The most submodules that are taken, those within others included: each is a repository to fetch.
+const SUBMODULES_MAX: usize = 128;
 
 /// A repository elsewhere.
 #[derive(Clone, Debug)]
@@ -41,8 +32,12 @@ pub struct Remote {
     pub url: String,
     /// Whether directories of this machine may be named.
     pub allow_file: bool,
+    /// Which hosts may be named, by submodules too; left out, all.
+    pub hosts: Option<Hosts>,
     /// A file as git-credential-store(1) has it; else whatever helper git is set to use here.
     pub credentials: Option<PathBuf>,
+    /// Ends it.
+    pub stop: Stop,
 }
 
 /// What is wanted of it.
@@ -50,173 +45,147 @@ pub struct Remote {
 pub struct Checkout {
     /// A branch, tag, or full commit id; left out, the remote's HEAD.
     pub reference: Option<String>,
-    /// How much history.
+    /// How much history, of submodules too.
     pub history: History,
 }
 
+/// What is being taken: a repository, and all its submodules after it.
+struct Taking {
+    history: History,
+    scratch: TempDir,
+    out: Builder,
+    /// The bytes of files that may still come.
+    left: u64,
+    caches: Vec<PathBuf>,
+}
+
+/// Where a repository goes in the tree, and its git directory.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    at: &'a [u8],
+    home: &'a [u8],
+    level: usize,
+}
+
 impl Remote {
-    /// Fetches what is new, and captures the files of the commit. Submodules are left empty.
+    /// Fetches what is new, and captures the files of the commit and its submodules'. One that may not be fetched from where it is, or of which
+    /// `.gitmodules` says that it is left out, is an empty directory, of which a warning tells.
     ///
     /// # Errors
-    /// The URL is none that is taken, the remote refuses or has no such reference.
+    /// The URL is none that is taken, the remote refuses or has no such reference; or that is so of a submodule.
     pub fn capture(&self, checkout: &Checkout) -> Result<Captured, WorktreeError> {
-        self.check()?;
-        let depth = match checkout.history {
-            History::Full => None,
-            History::Depth(depth) => Some(depth.max(1)),
-            History::None => Some(1),
+        self.check(&self.url)?;
+        let mut all = Taking {
+            history: checkout.history,
+            scratch: scratch(&self.cache)?,
+            out: Builder::default(),
+            left: commit::BYTES_MAX,
+            caches: Vec::new(),
         };
-        let key = format!("{} {depth:?}", self.url);
-        let dir = self.cache.join("remotes").join(hex::encode(Sha256::digest(key)));
-        cache::make(&dir)?;
-        let lock = File::create(dir.join("warren.lock")).map_err(WorktreeError::write(&dir))?;
-        // Held until the capture is made: two fetches into one repository would wait for git's own locks and fail.
-        let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-            .map_err(|(_, error)| WorktreeError::Write { path: dir.clone(), source: error.into() })?;
-        let git = Git::at(&dir);
-        if !dir.join("HEAD").exists() {
-            git.run(&["init", "--quiet", "--bare", "--template=", "--object-format=sha1", "."])?;
-            git.run(&["config", "remote.origin.url", &without_secrets(&self.url)])?;
-            git.run(&["config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"])?;
-        }
-        let found = self.find(&dir, checkout.reference.as_deref())?;
-        let head = self.fetch(&dir, found, depth)?;
-        self.files(&dir, &head, checkout.history)
-    }
-
-    fn check(&self) -> Result<(), WorktreeError> {
-        let refuse =
-            |why: &str| Err(WorktreeError::Unsupported(format!("{} is not taken: {why}", without_secrets(&self.url))));
-        let Some((scheme, rest)) = self.url.split_once("://") else {
-            return refuse("it has no scheme such as https://");
-        };
-        let host = rest.split('/').next().unwrap_or_default();
-        let user = host.rsplit_once('@').map(|(user, _)| user);
-        match scheme {
-            "file" if self.allow_file => Ok(()),
-            "file" => refuse("directories of the service's machine are not allowed"),
-            _ if !SCHEMES.contains(&scheme) => refuse("its scheme is none of https, http, ssh, git"),
-            _ if user.is_some_and(|user| user.contains(':') || scheme.starts_with("http")) => {
-                refuse("it holds credentials; they belong into a credential helper or file")
-            }
-            _ if host.starts_with('-') || host.is_empty() => refuse("it names no host"),
-            _ => Ok(()),
-        }
-    }
-
-    /// Git that speaks to the remote.
-    fn git(&self, dir: &Path) -> Git {
-        let mut git = Git::at(dir)
-            .within(FETCH_LIMIT)
-            .bounded(Bounds { memory: None, file: Some(PACK_MAX) })
-            .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15")
-            .env("GIT_ASKPASS", "true")
-            .setting("protocol.allow=never")
-            .setting("transfer.fsckObjects=true")
-            .setting("http.lowSpeedLimit=1000")
-            .setting("http.lowSpeedTime=60");
-        for scheme in SCHEMES.iter().chain(self.allow_file.then_some(&"file")) {
-            git = git.setting(format!("protocol.{scheme}.allow=always"));
-        }
-        if let Some(file) = &self.credentials {
-            let quoted = file.to_string_lossy().replace('\'', "'\\''");
-            git = git.setting("credential.helper=").setting(format!("credential.helper=store --file='{quoted}'"));
-        }
-        git
-    }
-
-    /// What a name is on the remote: its full reference, or a commit id.
-    fn find(&self, dir: &Path, name: Option<&str>) -> Result<Found, WorktreeError> {
-        let git = self.git(dir);
-        let Some(name) = name else {
-            let said = git.text(&["ls-remote", "--symref", "--", &self.url, "HEAD"])?;
-            let branch =
-                said.lines().find_map(|line| line.strip_prefix("ref: ")?.split('\t').next().map(str::to_owned));
-            // A detached HEAD is a commit only.
-            let commit = || said.lines().find_map(|line| line.strip_suffix("\tHEAD")).filter(|id| is_id(id));
-            return match branch.map(Found::Reference).or_else(|| commit().map(|id| Found::Commit(id.to_owned()))) {
-                Some(found) => Ok(found),
-                None => Err(WorktreeError::Absent(format!("{} has no HEAD", without_secrets(&self.url)))),
-            };
-        };
-        if is_id(name) {
-            return Ok(Found::Commit(name.to_ascii_lowercase()));
-        }
-        let wanted = [name.to_owned(), format!("refs/heads/{name}"), format!("refs/tags/{name}")];
-        let said = git.text(&["ls-remote", "--", &self.url, &wanted[0], &wanted[1], &wanted[2]])?;
-        let names: Vec<&str> = said.lines().filter_map(|line| line.split('\t').nth(1)).collect();
-        let found = wanted.iter().find(|wanted| wanted.starts_with("refs/") && names.contains(&wanted.as_str()));
-        found.cloned().map(Found::Reference).ok_or_else(|| {
-            WorktreeError::Absent(format!("{} has no branch or tag {name:?}", without_secrets(&self.url)))
-        })
-    }
-
-    fn fetch(&self, dir: &Path, found: Found, depth: Option<u32>) -> Result<Head, WorktreeError> {
-        let (source, branch) = match &found {
-            Found::Reference(name) => (name.clone(), name.strip_prefix("refs/heads/").map(str::to_owned)),
-            Found::Commit(id) => (id.clone(), None),
-        };
-        // Under no name of the remote's, of which one may come to be a directory of another.
-        let local = format!("refs/warren/at/{}", hex::encode(Sha256::digest(&source)));
-        let git = self.git(dir);
-        let mut args = vec!["fetch".to_owned(), "--quiet".into(), "--force".into(), "--no-write-fetch-head".into()];
-        args.extend(depth.map(|depth| format!("--depth={depth}")));
-        args.extend(["--no-tags", "--prune", "--", &self.url].map(str::to_owned));
-        args.push(format!("+{source}:{local}"));
-        if depth.is_none() {
-            args.push("+refs/tags/*:refs/tags/*".to_owned());
-        }
-        git.run(&args)?;
-        let repo = bare(dir)?;
-        let commit = repo.commit(&local)?;
-        let commit = commit.ok_or_else(|| WorktreeError::Absent(format!("{source} leads to no commit")))?;
-        let upstream = branch.as_ref().map(|name| Upstream {
-            local: format!("refs/remotes/origin/{name}"),
-            short: format!("origin/{name}"),
-            remote: "origin".to_owned(),
-            merge: source.clone(),
-            commit: Some(commit.clone()),
-        });
-        let time = time(&repo, Some(&commit))?;
-        Ok(Head { commit: Some(commit), branch: branch.map(|name| format!("refs/heads/{name}")), upstream, time })
-    }
-
-    fn files(&self, dir: &Path, head: &Head, history: History) -> Result<Captured, WorktreeError> {
-        let repo = bare(dir)?;
-        let scratch = scratch(&self.cache)?;
-        let mut out = Builder::default();
-        // Packs of it are kept in its own directory, and go with it.
-        let commit = head.commit.clone().unwrap_or_default();
-        let options = Options { history, include_ignored: Vec::new(), dirty: false, cache: dir.to_owned() };
-        Files { repo: &repo, head, commit: &commit, at: b"", home: b".git" }.take(
-            &options,
-            scratch.path(),
-            &mut out,
-        )?;
+        let top = Place { at: b"", home: b".git", level: 0 };
+        let (repo, head) = self.take(top, &mut all, |clone| clone.fetch(checkout.reference.as_deref()))?;
+        let Taking { scratch, out, caches, .. } = all;
         let (tree, warnings) = out.finish(&mut StatCache::default())?;
-        let mut about = about(&without_secrets(&self.url), head, history);
-        about.base = Some(commit);
+        let mut about = about(&without_secrets(&self.url), &head, checkout.history);
+        about.base = head.commit;
         Ok(Captured {
             tree,
             about,
             warnings,
-            root: dir.to_owned(),
+            root: repo.top.clone(),
             repo: Some(repo),
             time: head.time,
             dirty: Vec::new(),
             ignored: BTreeSet::new(),
             staged: None,
-            cache: dir.to_owned(),
+            caches,
             _scratch: scratch,
         })
     }
-}
 
-enum Found {
-    Reference(String),
-    Commit(String),
-}
+    /// Whether a repository may be fetched from there.
+    fn check(&self, url: &str) -> Result<(), WorktreeError> {
+        let shown = without_secrets(url);
+        let address = Address::of(url)
+            .map_err(|why| WorktreeError::Unsupported(format!("the URL {shown} is not taken: {why}")))?;
+        match &self.hosts {
+            _ if address.scheme == "file" && self.allow_file => Ok(()),
+            _ if address.scheme == "file" => Err(WorktreeError::Unsupported(format!(
+                "the URL {shown} is not taken: directories of the service's machine are not allowed"
+            ))),
+            Some(hosts) if !hosts.name(&address) => Err(WorktreeError::Forbidden(format!(
+                "the URL {shown} is not taken: {} is no host that repositories may be fetched from",
+                address.host
+            ))),
+            _ => Ok(()),
+        }
+    }
 
-fn bare(dir: &Path) -> Result<Repo, WorktreeError> {
-    Repo::find(dir)?.ok_or_else(|| WorktreeError::Absent(format!("{} is no repository any more", dir.display())))
+    /// Takes a repository. Its clone is nobody else's until its own files are taken, and no longer: two that are submodules of each other
+    /// would wait for each other.
+    fn take(
+        &self,
+        place: Place<'_>,
+        all: &mut Taking,
+        fetch: impl FnOnce(&BareClone<'_>) -> Result<Head, WorktreeError>,
+    ) -> Result<(Repo, Head), WorktreeError> {
+        let depth = match all.history {
+            History::Full => None,
+            History::Depth(depth) => Some(depth.max(1)),
+            History::None => Some(1),
+        };
+        let clone = BareClone::open(self, depth)?;
+        let head = fetch(&clone)?;
+        let repo = clone.repo()?;
+        let commit = head.commit.clone().unwrap_or_default();
+        let modules = Modules::of(&repo, &commit, &self.url, |url| self.check(url))?;
+        // Packs of it are kept in its own directory, and go with it.
+        let cache = clone.dir.clone();
+        all.caches.push(cache.clone());
+        let options = Options { history: all.history, include_ignored: Vec::new(), dirty: false, cache };
+        let files =
+            Files { repo: &repo, head: &head, commit: &commit, at: place.at, home: place.home, modules: &modules };
+        let taken = files.take(&options, all.left, all.scratch.path(), &mut all.out)?;
+        drop(clone);
+        all.left = all.left.saturating_sub(taken.bytes);
+        if all.out.len() as u64 > ENTRIES_MAX {
+            return Err(WorktreeError::TooMuch(format!("it and its submodules have more than {ENTRIES_MAX} entries")));
+        }
+        for (link, module) in taken.links {
+            let inner = Self { url: module.url, ..self.clone() };
+            inner.take_within(place, &link.path, &module.name, &link.id, all)?;
+        }
+        Ok((repo, head))
+    }
+
+    /// Takes a submodule at a path of what it is in, with a git directory of its own below that one's.
+    fn take_within(
+        &self,
+        outer: Place<'_>,
+        path: &[u8],
+        name: &str,
+        commit: &str,
+        all: &mut Taking,
+    ) -> Result<(), WorktreeError> {
+        let (at, level) = (join(outer.at, path), outer.level + 1);
+        let home = join(outer.home, format!("modules/{name}").as_bytes());
+        let of = |source| WorktreeError::Submodule { path: as_path(&at), source: Box::new(source) };
+        if level > NESTED_MAX || all.caches.len() > SUBMODULES_MAX {
+            let limits = format!("there are more than {SUBMODULES_MAX}, or {NESTED_MAX} within each other");
+            return Err(of(WorktreeError::TooMuch(limits)));
+        }
+        let place = Place { at: &at, home: &home, level };
+        let taken = self.take(place, all, |clone| clone.commit(commit));
+        let (_, head) = taken.map_err(|error| match error {
+            // The innermost path says it all.
+            WorktreeError::Submodule { .. } | WorktreeError::Stopped => error,
+            error => of(error),
+        })?;
+        if all.history != History::None {
+            let link = format!("gitdir: {}{}\n", up(&at), String::from_utf8_lossy(&home));
+            let time = tree::Mtime { secs: head.time, nanos: 0 };
+            all.out.make(all.scratch.path(), join(&at, b".git"), time, link.as_bytes())?;
+        }
+        Ok(())
+    }
 }

@@ -298,7 +298,9 @@ fn a_remote_is_cloned_once_and_captured_at_a_commit() {
         cache: story.options.cache.clone(),
         url: url.into(),
         allow_file,
+        hosts: None,
         credentials: None,
+        stop: worktree::Stop::default(),
     };
     let checkout = |name: Option<&str>, history| worktree::Checkout { reference: name.map(str::to_owned), history };
     let captured = remote(&url, true).capture(&checkout(None, History::Full)).unwrap();
@@ -325,7 +327,8 @@ fn a_remote_is_cloned_once_and_captured_at_a_commit() {
     assert!(by_id.tree.get(b".git").is_none() && by_id.about.head == Some(commit));
     for (bad, why) in [
         (url.as_str(), "not allowed"),
-        ("ext::sh -c true", "no scheme"),
+        ("ext::sh -c true", "blanks"),
+        ("ext::true", "no scheme"),
         ("ext://x", "none of https"),
         ("https://user:pw@host/x", "credentials"),
         ("ssh://-oProxyCommand=x/y", "names no host"),

@@ -109,7 +109,9 @@ fn a_commit_of_more_bytes_than_are_taken_is_not_written_out() {
         cache: story.options.cache.clone(),
         url: format!("file://{}", story.repo.display()),
         allow_file: true,
+        hosts: None,
         credentials: None,
+        stop: worktree::Stop::default(),
     };
     let error = remote.capture(&Checkout { reference: None, history: History::Depth(1) }).unwrap_err();
     assert!(matches!(&error, WorktreeError::TooMuch(why) if why.contains("more than 8589934592 bytes")), "{error}");

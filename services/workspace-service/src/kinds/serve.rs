@@ -35,10 +35,6 @@ pub struct Served {
 /// # Errors
 /// What cannot be fetched; and as [`host::watch`].
 pub async fn serve(cx: &Context, kind: &Prepare, order: &PrepareCommand, host: &HostId) -> Result<Served, StepError> {
-    let _turn = tokio::select! {
-        turn = kind.sources.turn() => turn,
-        () = cx.cancelled() => return Err(cx.checkpoint().err().unwrap_or_else(super::claim_lost)),
-    };
     cx.progress("fetching", Progress { done: 0, total: 0 }).await;
     let fetching = kind.sources.fetch(cx.bus(), &order.prepare.source);
     let fetched = host::unless_cancelled(cx, fetching).await?.map_err(StepError::permanent)?;

@@ -5,24 +5,30 @@
 //! last stay, and what is being sent below `scratch`.
 
 mod cache;
+mod line;
 mod object;
 
 use std::{path::PathBuf, sync::Arc};
 
 use bus::Bus;
 use contract::{
-    ApiError, FileName,
+    ApiError, ErrorCode, FileName,
     worktree::{About, History, Source},
 };
 use tempfile::TempDir;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tree::Tree;
-use worktree::{Captured, Checkout, Remote};
+use worktree::{Captured, Checkout, Hosts, Remote, Stop};
+
+use line::Lines;
 
 pub use cache::{BYTES as CACHE_BYTES, sweep};
 
 /// How many trees one process fetches and sends at once: each has a git process or an archive to read, and a thread.
-const TURNS: usize = 4;
+pub const TURNS: usize = 4;
+
+/// Leave to fetch a tree and to send it.
+type Turn = OwnedSemaphorePermit;
 
 /// How served trees are fetched.
 #[derive(Clone, Debug)]
@@ -33,6 +39,8 @@ pub struct ServedConfig {
     pub cache_bytes: u64,
     /// `WARREN_GIT_ALLOW_FILE`: whether `file://` may name repositories of this machine.
     pub allow_file: bool,
+    /// `WARREN_GIT_HOSTS`: which hosts git URLs and submodules may name; left out, all.
+    pub hosts: Option<Hosts>,
     /// `WARREN_GIT_CREDENTIALS`: a file of git-credential-store(1).
     pub credentials: Option<PathBuf>,
 }
@@ -40,7 +48,8 @@ pub struct ServedConfig {
 /// Fetches trees.
 pub struct Sources {
     config: ServedConfig,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
+    lines: Lines,
 }
 
 /// What was fetched, there for as long as this is.
@@ -52,6 +61,8 @@ pub struct Fetched {
     /// What was left out.
     pub warnings: Vec<String>,
     files: Arc<Files>,
+    /// Its turn ends with it.
+    _turn: Turn,
 }
 
 /// Where the files lie that a tree names.
@@ -88,7 +99,7 @@ impl Drop for Unpacked {
 impl Sources {
     /// None fetched yet.
     pub fn new(config: ServedConfig) -> Self {
-        Self { config, turns: Semaphore::new(TURNS) }
+        Self { config, turns: Arc::new(Semaphore::new(TURNS)), lines: Lines::default() }
     }
 
     /// Whether such a source is fetched here.
@@ -96,49 +107,68 @@ impl Sources {
         matches!(source, Source::Git { .. } | Source::Object(_))
     }
 
-    /// Waits for a turn; one tree may be fetched and sent while it is held.
-    pub async fn turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        self.turns.acquire().await.ok()
-    }
-
-    /// Fetches a tree.
+    /// Fetches a tree, when it is its turn. Where the wait for it is given up, what works for it is ended, and its turn is free when that
+    /// has ended.
     ///
     /// # Errors
     /// It is not there, may not be read, or is too large; this machine lacks git, or room.
     pub async fn fetch(&self, bus: &Bus, source: &Source) -> Result<Fetched, ApiError> {
         match source {
             Source::Git { url, reference, history } => self.git(url, reference.as_deref(), *history).await,
-            Source::Object(name) => object::fetch(bus, name, &self.config.cache).await,
+            Source::Object(name) => object::fetch(bus, name, &self.config.cache, self.turn().await?).await,
             Source::Upload { .. } | Source::Host { .. } => {
                 Err(ApiError::internal("such a source is not fetched by workspace-service"))
             }
         }
     }
 
+    async fn turn(&self) -> Result<Turn, ApiError> {
+        let turn = self.turns.clone().acquire_owned().await;
+        turn.map_err(|_| ApiError::unavailable("workspace-service is shutting down"))
+    }
+
     async fn git(&self, url: &str, reference: Option<&str>, history: History) -> Result<Fetched, ApiError> {
+        // Those who want the same repository have one turn among them: only one of them could use it.
+        let line = self.lines.first(url).await;
+        let turn = self.turn().await?;
+        let stop = Stop::default();
         let remote = Remote {
             cache: self.config.cache.clone(),
             url: url.to_owned(),
             allow_file: self.config.allow_file,
+            hosts: self.config.hosts.clone(),
             credentials: self.config.credentials.clone(),
+            stop: stop.clone(),
         };
         let checkout = Checkout { reference: reference.map(str::to_owned), history };
         let (cache, bytes) = (self.config.cache.clone(), self.config.cache_bytes);
         let fetching = tokio::task::spawn_blocking(move || {
+            // Whether or not anybody waits for it still.
+            let _line = line;
             let captured = {
                 let _use = cache::used(&cache)?;
                 remote.capture(&checkout)?
             };
             cache::evict(&cache, bytes);
-            Ok::<_, ApiError>(captured)
+            Ok::<_, ApiError>((captured, turn))
         });
+        let _given_up = stop.on_drop();
         let fetched = fetching.await.map_err(|error| ApiError::internal(format!("fetching failed: {error}")))?;
-        let mut captured = fetched?;
+        let (mut captured, turn) = fetched.map_err(of_settings)?;
         Ok(Fetched {
             tree: Arc::new(std::mem::take(&mut captured.tree)),
             about: captured.about.clone(),
             warnings: std::mem::take(&mut captured.warnings),
             files: Arc::new(Files::Captured(Box::new(captured))),
+            _turn: turn,
         })
+    }
+}
+
+/// Where an operator's setting is the reason, names it.
+fn of_settings(error: ApiError) -> ApiError {
+    match error.code {
+        ErrorCode::PermissionDenied => error.hint("the operator of workspace-service lists hosts in WARREN_GIT_HOSTS"),
+        _ => error,
     }
 }

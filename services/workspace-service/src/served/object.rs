@@ -14,7 +14,7 @@ use bytes::Bytes;
 use contract::{ApiError, ErrorCode, worktree::About};
 use tokio::{io::AsyncReadExt, sync::mpsc};
 
-use super::{Fetched, Files, Unpacked};
+use super::{Fetched, Files, Turn, Unpacked};
 
 /// The most bytes an archive may have when it is not compressed any more.
 const BYTES_MAX: u64 = 8 << 30;
@@ -29,7 +29,7 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 ///
 /// # Errors
 /// It is not there, no archive, damaged or too large.
-pub async fn fetch(bus: &Bus, name: &str, cache: &Path) -> Result<Fetched, ApiError> {
+pub async fn fetch(bus: &Bus, name: &str, cache: &Path, turn: Turn) -> Result<Fetched, ApiError> {
     let object = find(bus, name).await?;
     let scratch = cache.join("scratch");
     let dir = std::fs::create_dir_all(&scratch)
@@ -39,10 +39,11 @@ pub async fn fetch(bus: &Bus, name: &str, cache: &Path) -> Result<Fetched, ApiEr
                 .hint("the operator of workspace-service chooses another cache with WARREN_GIT_CACHE")
         })?;
     let (sender, reader) = pipe::inward();
-    let unpacking = tokio::task::spawn_blocking(move || unpack(reader, Unpacked(dir)));
+    // Its turn is over when it has ended, whether or not anybody waits for it still.
+    let unpacking = tokio::task::spawn_blocking(move || Ok::<_, io::Error>((unpack(reader, Unpacked(dir))?, turn)));
     let read = feed(object, sender).await;
     let unpacked = unpacking.await.map_err(|error| ApiError::internal(format!("unpacking failed: {error}")))?;
-    let (unpacked, walked) = match (read, unpacked) {
+    let ((unpacked, walked), turn) = match (read, unpacked) {
         // What the reader says of a stream that ended early is no news.
         (Err(error), _) => return Err(ApiError::unavailable(format!("the object {name} cannot be read: {error}"))),
         (Ok(()), Err(error)) => {
@@ -56,6 +57,7 @@ pub async fn fetch(bus: &Bus, name: &str, cache: &Path) -> Result<Fetched, ApiEr
         about: About { origin: format!("object {name}"), ..About::default() },
         warnings: walked.warnings,
         files: Arc::new(Files::Unpacked(unpacked)),
+        _turn: turn,
     })
 }
 
