@@ -6,7 +6,7 @@ use std::{
 };
 
 use bus::Bus;
-use contract::{OperationId, agent::Fence, operation::Progress, subject};
+use contract::{ApiError, OperationId, agent::Fence, operation::Progress, subject};
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -90,6 +90,23 @@ impl Context {
         if self.undoing { std::future::pending().await } else { self.cancel.cancelled().await }
     }
 
+    /// Waits for a reply, or for the operation's cancel, so that a long-poll is left at once.
+    ///
+    /// # Errors
+    /// The cancel.
+    pub async fn unless_cancelled<T>(
+        &self,
+        reply: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<Result<T, ApiError>, StepError> {
+        tokio::select! {
+            reply = reply => Ok(reply),
+            () = self.cancelled() => {
+                self.checkpoint()?;
+                Ok(Err(ApiError::unavailable("the wait for a reply was left")))
+            }
+        }
+    }
+
     /// A place where the step may end early: call it between the rounds of a long wait.
     ///
     /// # Errors
@@ -102,7 +119,7 @@ impl Context {
             return Err(StepError::cancelled());
         }
         if !self.undoing && self.past_deadline() {
-            return Err(StepError::permanent(contract::ApiError::deadline_exceeded("the operation's time ran out")));
+            return Err(StepError::permanent(ApiError::deadline_exceeded("the operation's time ran out")));
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 mod claim;
 mod context;
 mod engine;
+mod fence;
 mod kind;
 #[cfg(test)]
 mod model;
@@ -21,6 +22,7 @@ mod worker;
 
 pub use context::Context;
 pub use engine::{Engine, EngineBuilder, Submitter};
+pub use fence::claim_holds_in_txn;
 pub use kind::{Kind, Step, StepError};
 pub use record::{get, list};
 pub use submit::{NewOperation, Submitted, cancel, release, submit, submit_held};

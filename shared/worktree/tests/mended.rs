@@ -18,7 +18,9 @@ fn remote(story: &Story) -> Remote {
         cache: story.options.cache.clone(),
         url: format!("file://{}", story.repo.display()),
         allow_file: true,
+        hosts: None,
         credentials: None,
+        stop: worktree::Stop::default(),
     }
 }
 

@@ -16,30 +16,13 @@ use operations::{Context, StepError};
 /// Pause between two long-polls: an agent that does not hold its reply is not asked without end.
 const POLL_PAUSE: Duration = Duration::from_millis(20);
 
-/// Waits for a reply, or for the operation's cancel.
-///
-/// # Errors
-/// What was answered, or the cancel.
-pub async fn unless_cancelled<T>(
-    cx: &Context,
-    reply: impl Future<Output = Result<T, ApiError>>,
-) -> Result<Result<T, ApiError>, StepError> {
-    tokio::select! {
-        reply = reply => Ok(reply),
-        () = cx.cancelled() => {
-            cx.checkpoint()?;
-            Ok(Err(ApiError::unavailable("the wait for a reply was left")))
-        }
-    }
-}
-
 /// Stages an image to the end. A host that is away is asked again until the operation's time is up; what the agent
 /// itself found to be wrong ends the pull.
 pub async fn stage(cx: &Context, host: &HostId, source: &ImageSource) -> Result<StagedImage, StepError> {
     loop {
         cx.checkpoint()?;
         let request = StageRequest { fence: cx.fence(), source: source.clone(), wait_ms: deadline::AGENT_POLL_MS };
-        let status = unless_cancelled(cx, cx.bus().command::<ImageStage>(host, &request)).await??;
+        let status = cx.unless_cancelled(cx.bus().command::<ImageStage>(host, &request)).await??;
         match status {
             StageStatus::Running { phase, progress } => cx.progress(&phase, progress).await,
             StageStatus::Done { image } => return Ok(image),

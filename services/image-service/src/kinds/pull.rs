@@ -101,7 +101,7 @@ impl Step<Pull> for Place {
         let give_up = Instant::now() + PLACE_PATIENCE;
         loop {
             cx.checkpoint()?;
-            let hosts = agent::unless_cancelled(cx, cx.bus().call::<host::List>(&Empty {})).await?;
+            let hosts = cx.unless_cancelled(cx.bus().call::<host::List>(&Empty {})).await?;
             match hosts.and_then(|list| placement::choose(&list.hosts, order.pull.host.as_ref())) {
                 Ok(host) => {
                     journal.host = Some(host);

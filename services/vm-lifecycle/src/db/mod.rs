@@ -13,23 +13,13 @@ pub mod observation;
 pub mod reservation;
 pub mod vm;
 
-use store::StoreError;
+use store::{StoreError, parsed};
 use tokio_postgres::Row;
 
 /// The SQLSTATE of a failed statement, and the failure as the database told it.
 fn db_error(error: &StoreError) -> Option<&tokio_postgres::error::DbError> {
     let StoreError::Defect(error) = error else { return None };
     error.as_db_error()
-}
-
-/// A text column that this service wrote after parsing it; a failure means that somebody else wrote.
-fn parsed<T>(row: &Row, column: &str) -> Result<T, StoreError>
-where
-    T: std::str::FromStr,
-    T::Err: std::fmt::Display,
-{
-    let text: String = row.try_get(column)?;
-    text.parse().map_err(|error| StoreError::Schema(format!("column {column} holds {text:?}: {error}")))
 }
 
 /// A count or size column, within the range of its type by a CHECK or by whoever wrote it.

@@ -6,16 +6,15 @@ use contract::{
     subject,
     worktree::{About, TransferSummary, Workspace},
 };
+use operations::claim_holds_in_txn;
 use serde_json::{Value, json};
-use store::{Client, GenericClient, StoreError, outbox};
+use store::{Client, GenericClient, StoreError, outbox, parsed};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{claim_holds_in_txn, parsed};
-
 /// The columns [`read`] reads.
-const COLUMNS: &str = "w.id, w.vm_id, w.vm_name, w.path, w.owner, w.about, w.generation, w.entries, w.bytes, w.prepared_at, \
-     w.exported_at, (select o.id from operations.operation o \
+pub(super) const COLUMNS: &str = "w.id, w.vm_id, w.vm_name, w.path, w.owner, w.about, w.generation, w.entries, w.bytes, w.prepared_at, \
+     w.exported_at, w.pending->>'transfer' as pending, (select o.id from operations.operation o \
         where o.resource = 'workspace:' || w.vm_id and o.state = 'running') as operation";
 
 /// Whether a write that names its claim took effect.
@@ -86,7 +85,9 @@ pub async fn workspace_reserve(
 /// The database could not.
 pub async fn workspace_unreserve(client: &impl GenericClient, vm: VmId, path: &str) -> Result<(), StoreError> {
     let statement = client
-        .prepare_cached("delete from workspace.workspace where vm_id = $1 and path = $2 and generation is null")
+        .prepare_cached(
+            "delete from workspace.workspace where vm_id = $1 and path = $2 and generation is null and pending is null",
+        )
         .await?;
     client.execute(&statement, &[&vm.0, &path]).await?;
     Ok(())
@@ -122,6 +123,7 @@ pub async fn workspace_prepared(
     let update = transaction
         .prepare_cached(
             "update workspace.workspace set owner = $3, about = $4, generation = $5, entries = $6, bytes = $7, \
+                pending = null, \
                 prepared_at = clock_timestamp(), updated_at = clock_timestamp() where vm_id = $1 and path = $2",
         )
         .await?;
@@ -146,7 +148,8 @@ pub async fn workspace_exported(
     let update = transaction
         .prepare_cached(
             "update workspace.workspace set generation = case when generation is null then null \
-                else coalesce($3, generation) end, exported_at = clock_timestamp(), updated_at = clock_timestamp() \
+                else coalesce($3, generation) end, exported_at = clock_timestamp(), pending = null, \
+                updated_at = clock_timestamp() \
              where vm_id = $1 and path = $2",
         )
         .await?;
@@ -243,21 +246,27 @@ pub async fn vm_renamed(client: &impl GenericClient, vm: VmId, name: &VmName) ->
     Ok(())
 }
 
-async fn tell(transaction: &impl GenericClient, workspace: &Workspace, what: &str) -> Result<(), StoreError> {
+pub(super) async fn tell(
+    transaction: &impl GenericClient,
+    workspace: &Workspace,
+    what: &str,
+) -> Result<(), StoreError> {
     let data = json!({
         "vm": workspace.vm, "vm_name": workspace.vm_name, "path": workspace.path, "generation": workspace.generation,
     });
     outbox::push(transaction, &subject::event("workspace", workspace.id, what), &data).await
 }
 
-fn count(number: u64) -> Result<i64, StoreError> {
+pub(super) fn count(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Schema(format!("no tree has {number} entries or bytes")))
 }
 
-fn read(row: &Row) -> Result<Workspace, StoreError> {
+pub(super) fn read(row: &Row) -> Result<Workspace, StoreError> {
     let about = serde_json::from_value(row.try_get::<_, Value>("about")?)
         .map_err(|error| StoreError::Schema(format!("column about cannot be read: {error}")))?;
     let operation = |column: &str| Ok::<_, StoreError>(row.try_get::<_, Option<Uuid>>(column)?.map(OperationId));
+    let under_way = operation("operation")?;
+    let pending: Option<OperationId> = row.try_get::<_, Option<String>>("pending")?.and_then(|id| id.parse().ok());
     Ok(Workspace {
         id: WorkspaceId(row.try_get("id")?),
         vm: VmId(row.try_get("vm_id")?),
@@ -270,6 +279,8 @@ fn read(row: &Row) -> Result<Workspace, StoreError> {
         bytes: row.try_get::<_, i64>("bytes")?.unsigned_abs(),
         prepared_at: row.try_get("prepared_at")?,
         exported_at: row.try_get("exported_at")?,
-        operation: operation("operation")?,
+        operation: under_way,
+        // An operation that works on it settles it.
+        unsettled: pending.filter(|_| under_way.is_none()),
     })
 }

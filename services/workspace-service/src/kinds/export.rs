@@ -4,20 +4,24 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use contract::{
-    ApiError, HostId,
     agent::{ExportChangesRequest, WorkspaceExport},
-    worktree::{ExportOrder, ExportRequest, TransferSummary, Workspace},
+    worktree::{ExportOrder, ExportRequest},
 };
 use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     claim_lost,
     host::{self, Target},
+    journal::Journal,
     remove::unknown,
+    settle,
 };
-use crate::db::workspace::{Written, workspace_exported, workspaces_of};
+use crate::db::{
+    pending::{Pending, What},
+    workspace::{Written, workspace_exported, workspaces_of},
+};
 
 /// Takes the changes of a workspace out.
 pub struct Export {
@@ -36,22 +40,6 @@ pub struct ExportCommand {
     pub export: ExportRequest,
 }
 
-/// What the steps found out.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Journal {
-    host: Option<HostId>,
-    summary: Option<TransferSummary>,
-    workspace: Option<Workspace>,
-}
-
-impl Journal {
-    fn host(&self) -> Result<&HostId, StepError> {
-        self.host
-            .as_ref()
-            .ok_or_else(|| StepError::permanent(ApiError::internal("the journal of this export names no host")))
-    }
-}
-
 impl Kind for Export {
     const NAME: &'static str = "workspace.export";
     type Request = ExportCommand;
@@ -62,11 +50,11 @@ impl Kind for Export {
     }
 
     fn result(&self, _: &ExportCommand, journal: &Journal) -> Value {
-        json!({ "workspace": journal.workspace, "summary": journal.summary })
+        journal.result()
     }
 }
 
-/// Reads the VM and the workspace. Has no effect anywhere.
+/// Reads the VM and the workspace.
 struct Check;
 
 #[async_trait]
@@ -82,14 +70,21 @@ impl Step<Export> for Check {
         order: &ExportCommand,
         journal: &mut Journal,
     ) -> Result<(), StepError> {
-        let vm = order.vm.running(cx).await?;
+        let vm = settle::ready(cx, &order.vm).await?;
         let client = cx.store().client().await?;
         // What was there when the export was accepted may have been removed while it waited.
-        if !workspaces_of(&client, vm.id).await?.iter().any(|workspace| workspace.path == order.path) {
+        if !workspaces_of(&client, vm.id).await?.iter().any(|it| it.path == order.path && it.generation.is_some()) {
             return Err(StepError::permanent(unknown(&vm.name, &order.path)));
         }
         journal.host = Some(vm.host);
         Ok(())
+    }
+
+    /// Ends what was begun; a base that was advanced all the same is the workspace's.
+    async fn undo(&self, cx: &Context, _: &Export, order: &ExportCommand, journal: &Journal) -> Result<(), StepError> {
+        let Some(host) = &journal.host else { return Ok(()) };
+        host::abort(cx, &order.vm, host, cx.operation()).await?;
+        settle::call_off(cx, &order.vm, host, &order.path).await
     }
 }
 
@@ -109,6 +104,10 @@ impl Step<Export> for Begin {
         order: &ExportCommand,
         journal: &mut Journal,
     ) -> Result<(), StepError> {
+        if order.export.advance {
+            let pending = Pending { transfer: cx.operation(), what: What::Advance };
+            settle::note(cx, &order.vm, &order.path, &pending).await?;
+        }
         let export = ExportOrder {
             operation: cx.operation(),
             epoch: cx.epoch(),
@@ -121,10 +120,6 @@ impl Step<Export> for Begin {
         let request = ExportChangesRequest { vm: order.vm.id, session: order.export.session, order: export };
         host::command::<WorkspaceExport>(cx, &order.vm, journal.host()?, kind.patience, &request).await?;
         Ok(())
-    }
-
-    async fn undo(&self, cx: &Context, _: &Export, order: &ExportCommand, journal: &Journal) -> Result<(), StepError> {
-        host::abort(cx, &order.vm, journal.host()?, cx.operation()).await
     }
 }
 

@@ -50,7 +50,7 @@ impl Target {
     pub async fn running(&self, cx: &Context) -> Result<Vm, StepError> {
         let options = CallOptions { timeout: Some(LOOKUP), ..CallOptions::default() };
         let request = VmRef { vm: self.id.to_string() };
-        let vm = match unless_cancelled(cx, cx.bus().call_with::<vm::Get>(&request, options)).await? {
+        let vm = match cx.unless_cancelled(cx.bus().call_with::<vm::Get>(&request, options)).await? {
             Ok(vm) => vm,
             Err(error) if error.code == ErrorCode::NotFound => return Err(StepError::permanent(self.deleted())),
             Err(error) => return Err(StepError::retry(error)),
@@ -67,23 +67,6 @@ impl Target {
     fn started_anew(&self) -> ApiError {
         ApiError::failed_precondition(format!("VM {} was started anew before the transfer had ended", self.name))
             .hint("ask again: what was moved until then is gone, and the workspace is what it was")
-    }
-}
-
-/// Waits for a reply, or for the operation's cancel.
-///
-/// # Errors
-/// The cancel.
-pub async fn unless_cancelled<T>(
-    cx: &Context,
-    reply: impl Future<Output = Result<T, ApiError>>,
-) -> Result<Result<T, ApiError>, StepError> {
-    tokio::select! {
-        reply = reply => Ok(reply),
-        () = cx.cancelled() => {
-            cx.checkpoint()?;
-            Ok(Err(ApiError::unavailable("the wait for a reply was left")))
-        }
     }
 }
 
@@ -144,7 +127,7 @@ pub async fn command<A: AgentVerb>(
     let silence = Silence::new(vm, patience);
     loop {
         cx.checkpoint()?;
-        match unless_cancelled(cx, cx.bus().command::<A>(host, request)).await? {
+        match cx.unless_cancelled(cx.bus().command::<A>(host, request)).await? {
             Ok(reply) => return Ok(reply),
             Err(error) => silence.endured(cx, error).await?,
         }
@@ -166,33 +149,51 @@ pub async fn watch(
         Err(error) if matches!(error.error.code, ErrorCode::Cancelled | ErrorCode::DeadlineExceeded) => error,
         outcome => return outcome,
     };
-    if abort(cx, vm, host, transfer).await.is_err() {
-        return Err(left);
+    match ended(cx, vm, host, transfer).await {
+        Ok(Ended::Done(summary)) => Ok(summary),
+        Ok(Ended::Nothing | Ended::NotTold) | Err(_) => Err(left),
     }
-    done(cx, vm, host, transfer).await.ok().flatten().ok_or(left)
 }
 
-/// What an aborted transfer did, where it was too late to abort it.
+/// What a guest tells of a transfer that was ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ended {
+    /// It was too late to end it: what it did.
+    Done(TransferSummary),
+    /// It did nothing.
+    Nothing,
+    /// The guest does not run, and cannot be asked.
+    NotTold,
+}
+
+/// Ends a transfer, and asks what it did.
 ///
 /// # Errors
 /// Its host cannot be reached, or does not tell how it ended.
-pub async fn done(
-    cx: &Context,
-    vm: &Target,
-    host: &HostId,
-    transfer: OperationId,
-) -> Result<Option<TransferSummary>, StepError> {
-    let request = TransferRequest { vm: vm.id, operation: transfer, wait_ms: deadline::AGENT_POLL_MS };
+pub async fn ended(cx: &Context, vm: &Target, host: &HostId, transfer: OperationId) -> Result<Ended, StepError> {
+    let request = TransferRequest { vm: vm.id, operation: transfer, wait_ms: 0 };
+    let aborted = cx.bus().command::<WorkspaceAbort>(host, &request).await.map(drop);
+    if let Err(error) = aborted {
+        return not_told(cx, vm, error).await;
+    }
+    let request = TransferRequest { wait_ms: deadline::AGENT_POLL_MS, ..request };
     match cx.bus().command::<WorkspaceStatus>(host, &request).await {
-        Ok(TransferStatus::Done { summary }) => Ok(Some(summary)),
-        Ok(TransferStatus::Failed { .. } | TransferStatus::Unknown) => Ok(None),
+        Ok(TransferStatus::Done { summary }) => Ok(Ended::Done(summary)),
+        Ok(TransferStatus::Failed { .. } | TransferStatus::Unknown) => Ok(Ended::Nothing),
         Ok(TransferStatus::Running { .. }) => Err(StepError::retry(ApiError::busy("the transfer has not ended yet"))),
-        Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::FailedPrecondition) => Ok(None),
-        // The host is away; so may the VM be, for good.
-        Err(error) => match vm.running(cx).await {
-            Err(gone) if !gone.retry => Ok(None),
-            Ok(_) | Err(_) => Err(StepError::retry(error)),
-        },
+        Err(error) => not_told(cx, vm, error).await,
+    }
+}
+
+/// Whether the guest runs no more, so that its host's answer is final.
+async fn not_told(cx: &Context, vm: &Target, error: ApiError) -> Result<Ended, StepError> {
+    if matches!(error.code, ErrorCode::NotFound | ErrorCode::FailedPrecondition) {
+        return Ok(Ended::NotTold);
+    }
+    // The host is away; so may the VM be, for good.
+    match vm.running(cx).await {
+        Err(gone) if !gone.retry => Ok(Ended::NotTold),
+        Ok(_) | Err(_) => Err(StepError::retry(error)),
     }
 }
 
@@ -208,7 +209,7 @@ async fn watched(
     let request = TransferRequest { vm: vm.id, operation: transfer, wait_ms: deadline::AGENT_POLL_MS };
     loop {
         cx.checkpoint()?;
-        let status = match unless_cancelled(cx, cx.bus().command::<WorkspaceStatus>(host, &request)).await? {
+        let status = match cx.unless_cancelled(cx.bus().command::<WorkspaceStatus>(host, &request)).await? {
             Ok(status) => status,
             Err(error) => {
                 silence.endured(cx, error).await?;
@@ -247,11 +248,6 @@ pub async fn abort(cx: &Context, vm: &Target, host: &HostId, transfer: Operation
     let request = TransferRequest { vm: vm.id, operation: transfer, wait_ms: 0 };
     match cx.bus().command::<WorkspaceAbort>(host, &request).await {
         Ok(_) => Ok(()),
-        Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::FailedPrecondition) => Ok(()),
-        // The host is away; so may the VM be, for good.
-        Err(error) => match vm.running(cx).await {
-            Err(gone) if !gone.retry => Ok(()),
-            Ok(_) | Err(_) => Err(StepError::retry(error)),
-        },
+        Err(error) => not_told(cx, vm, error).await.map(drop),
     }
 }

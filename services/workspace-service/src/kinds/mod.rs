@@ -5,18 +5,22 @@
 
 mod export;
 mod host;
+mod journal;
 mod prepare;
 mod remove;
 mod serve;
+mod settle;
 
 use std::time::Duration;
 
 use operations::EngineBuilder;
 
 pub use export::{Export, ExportCommand};
+pub use host::Ended;
 pub use host::Target;
 pub use prepare::{Prepare, PrepareCommand};
 pub use remove::{Remove, RemoveCommand, unknown};
+pub use settle::{asked, outcome};
 
 use crate::{Config, served::Sources};
 

@@ -6,18 +6,21 @@ use async_trait::async_trait;
 use contract::{
     ApiError, HostId, OperationId, WorkspaceId,
     agent::{ImportFrom, ImportRequest, WorkspaceImport},
-    worktree::{About, ImportOrder, PrepareRequest, Source, TransferSummary, Workspace},
+    worktree::{About, ImportOrder, PrepareRequest, Source, TransferSummary},
 };
 use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     claim_lost,
     host::{self, Target},
+    journal::Journal,
     serve::{Served, serve},
+    settle,
 };
 use crate::{
+    db::pending::{Pending, What},
     db::workspace::{Prepared, Written, workspace_prepared, workspace_reserve, workspace_unreserve, workspaces_of},
     domain::place,
     served::Sources,
@@ -45,22 +48,6 @@ pub struct PrepareCommand {
     pub prepare: PrepareRequest,
 }
 
-/// What the steps found out.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Journal {
-    host: Option<HostId>,
-    summary: Option<TransferSummary>,
-    workspace: Option<Workspace>,
-}
-
-impl Journal {
-    fn host(&self) -> Result<&HostId, StepError> {
-        self.host
-            .as_ref()
-            .ok_or_else(|| StepError::permanent(ApiError::internal("the journal of this prepare names no host")))
-    }
-}
-
 impl Kind for Prepare {
     const NAME: &'static str = "workspace.prepare";
     type Request = PrepareCommand;
@@ -71,7 +58,7 @@ impl Kind for Prepare {
     }
 
     fn result(&self, _: &PrepareCommand, journal: &Journal) -> Value {
-        json!({ "workspace": journal.workspace, "summary": journal.summary })
+        journal.result()
     }
 }
 
@@ -91,7 +78,7 @@ impl Step<Prepare> for Check {
         order: &PrepareCommand,
         journal: &mut Journal,
     ) -> Result<(), StepError> {
-        let vm = order.vm.running(cx).await?;
+        let vm = settle::ready(cx, &order.vm).await?;
         let client = cx.store().client().await?;
         let path = &order.prepare.path;
         let others = workspaces_of(&client, vm.id).await?;
@@ -111,7 +98,18 @@ impl Step<Prepare> for Check {
         Ok(())
     }
 
-    async fn undo(&self, cx: &Context, _: &Prepare, order: &PrepareCommand, _: &Journal) -> Result<(), StepError> {
+    /// Ends what was begun. A tree that stands all the same is a workspace, whatever became of the operation.
+    async fn undo(
+        &self,
+        cx: &Context,
+        _: &Prepare,
+        order: &PrepareCommand,
+        journal: &Journal,
+    ) -> Result<(), StepError> {
+        // Here rather than beside `begin`: a worker may have died in that one, and what is not recorded is not undone.
+        if let Some(host) = &journal.host {
+            settle::call_off(cx, &order.vm, host, &order.prepare.path).await?;
+        }
         let client = cx.store().client().await?;
         Ok(workspace_unreserve(&client, order.vm.id, &order.prepare.path).await?)
     }
@@ -145,25 +143,12 @@ impl Step<Prepare> for Begin {
             Source::Git { .. } | Source::Object(_) => return Ok(()),
         };
         let host = journal.host()?;
-        let import = import_order(cx, order, cx.operation(), about(&order.prepare.source, host));
+        let about = about(&order.prepare.source, host);
+        note(cx, order, cx.operation(), &about).await?;
+        runtime::fault::point("workspace.prepare/begin/noted");
+        let import = import_order(cx, order, cx.operation(), about);
         let request = ImportRequest { vm: order.vm.id, from, order: import };
         host::command::<WorkspaceImport>(cx, &order.vm, host, kind.patience, &request).await?;
-        Ok(())
-    }
-
-    async fn undo(
-        &self,
-        cx: &Context,
-        _: &Prepare,
-        order: &PrepareCommand,
-        journal: &Journal,
-    ) -> Result<(), StepError> {
-        let host = journal.host()?;
-        host::abort(cx, &order.vm, host, cx.operation()).await?;
-        // A tree that stands all the same is a workspace, whatever became of the operation.
-        if let Some(summary) = host::done(cx, &order.vm, host, cx.operation()).await? {
-            record(cx, order, cx.operation(), &about(&order.prepare.source, host), &summary).await?;
-        }
         Ok(())
     }
 }
@@ -202,6 +187,12 @@ impl Step<Prepare> for Transfer {
         journal.summary = Some(summary);
         Ok(())
     }
+}
+
+/// Notes the transfer that is about to begin.
+pub async fn note(cx: &Context, order: &PrepareCommand, transfer: OperationId, about: &About) -> Result<(), StepError> {
+    let what = What::Prepare { about: about.clone(), owner: order.prepare.owner.clone() };
+    settle::note(cx, &order.vm, &order.prepare.path, &Pending { transfer, what }).await
 }
 
 /// Writes what stands in the VM now.

@@ -15,8 +15,12 @@ use serde_json::{Value, json};
 use super::{
     claim_lost,
     host::{self, Target},
+    settle,
 };
-use crate::db::workspace::workspace_removed;
+use crate::db::{
+    pending::{Pending, What},
+    workspace::{workspace_removed, workspaces_of},
+};
 
 /// Forgets a workspace.
 pub struct Remove {
@@ -68,7 +72,14 @@ impl Step<Remove> for Forget {
     }
 
     async fn run(&self, cx: &Context, kind: &Remove, order: &RemoveCommand, _: &mut Journal) -> Result<(), StepError> {
-        let vm = order.vm.running(cx).await?;
+        let vm = settle::ready(cx, &order.vm).await?;
+        let client = cx.store().client().await?;
+        let found = workspaces_of(&client, vm.id).await?.into_iter().find(|workspace| workspace.path == order.path);
+        drop(client);
+        if let Some(generation) = found.and_then(|workspace| workspace.generation) {
+            let pending = Pending { transfer: cx.operation(), what: What::Remove { generation } };
+            settle::note(cx, &order.vm, &order.path, &pending).await?;
+        }
         let forget = RemoveOrder {
             operation: cx.operation(),
             epoch: cx.epoch(),
@@ -77,7 +88,16 @@ impl Step<Remove> for Forget {
             force: order.remove.force,
         };
         let request = ForgetRequest { vm: vm.id, order: forget };
-        host::command::<WorkspaceForget>(cx, &order.vm, &vm.host, kind.patience, &request).await?;
+        let forgotten = host::command::<WorkspaceForget>(cx, &order.vm, &vm.host, kind.patience, &request).await;
+        if let Err(refused) = forgotten {
+            // Where the guest does not tell, it stays pending.
+            if !refused.retry
+                && let Err(error) = settle::call_off(cx, &order.vm, &vm.host, &order.path).await
+            {
+                tracing::debug!(error = %error.error, "whether a workspace was forgotten is not known");
+            }
+            return Err(refused);
+        }
         runtime::fault::point("workspace.remove/forget/forgotten");
         let mut client = cx.store().client().await?;
         if !workspace_removed(&mut client, cx.fence(), order.vm.id, &order.path).await? {

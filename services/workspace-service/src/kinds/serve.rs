@@ -1,21 +1,25 @@
 //! The transfer of a served tree: fetched here, and sent from here, with the worker as the opener of the stream.
 //!
-//! A worker that dies takes its stream along, so whoever adopts the operation begins another transfer under an id of its own; what the
-//! dead one had begun is ended first. The base's generation is the id of the transfer that made it.
+//! A worker that dies takes its stream along, so whoever adopts the operation ends what the dead one had begun, which is pending of the
+//! workspace; where that stands already, it is what was asked for, else another transfer begins under an id of its own. The base's generation is the id of the transfer that made it.
 
 use contract::{
     ApiError, HostId, OperationId, SessionId,
-    agent::{ImportFrom, ImportRequest, TransferRequest, WorkspaceImport, WorkspaceStatus},
+    agent::{ImportFrom, ImportRequest, WorkspaceImport},
     operation::Progress,
-    worktree::{About, TransferStatus, TransferSummary},
+    worktree::{About, TransferSummary},
 };
 use operations::{Context, StepError};
 
 use super::{
-    host,
-    prepare::{Prepare, PrepareCommand, import_order},
+    host::{self, Ended},
+    prepare::{Prepare, PrepareCommand, import_order, note},
+    settle,
 };
-use crate::served::Fetched;
+use crate::{
+    db::pending::{Pending, Unsettled, What},
+    served::Fetched,
+};
 
 /// The most lines of what was left out that an operation shows.
 const WARNINGS_MAX: usize = 64;
@@ -30,38 +34,33 @@ pub struct Served {
     pub summary: TransferSummary,
 }
 
-/// Fetches and sends.
+/// Fetches and sends, unless what a worker before this one sent stands already.
 ///
 /// # Errors
 /// What cannot be fetched; and as [`host::watch`].
 pub async fn serve(cx: &Context, kind: &Prepare, order: &PrepareCommand, host: &HostId) -> Result<Served, StepError> {
+    let transfer = match settle::at(cx, &order.vm, &order.prepare.path).await? {
+        None => cx.operation(),
+        Some(Unsettled { pending: Pending { transfer, what }, .. }) => {
+            match (host::ended(cx, &order.vm, host, transfer).await?, what) {
+                (Ended::Done(summary), What::Prepare { about, .. }) => return Ok(Served { transfer, about, summary }),
+                (Ended::NotTold, _) => {
+                    order.vm.running(cx).await?;
+                    return Err(settle::not_told(&order.vm));
+                }
+                _ => OperationId::new(),
+            }
+        }
+    };
     cx.progress("fetching", Progress { done: 0, total: 0 }).await;
     let fetching = kind.sources.fetch(cx.bus(), &order.prepare.source);
-    let fetched = host::unless_cancelled(cx, fetching).await?.map_err(StepError::permanent)?;
+    let fetched = cx.unless_cancelled(fetching).await?.map_err(StepError::permanent)?;
     runtime::fault::point("workspace.prepare/transfer/fetched");
-    let transfer = fresh(cx, kind, order, host).await?;
-    let sent = send(cx, kind, order, host, transfer, &fetched).await;
-    if sent.is_err() && transfer != cx.operation() {
-        // Its sender is gone, which ends it too; the undo knows the operation's own transfer only.
-        let ended = host::abort(cx, &order.vm, host, transfer).await;
-        tracing::debug!(ended = ended.is_ok(), "a transfer was given up");
-    }
-    let mut summary = sent?;
+    note(cx, order, transfer, &fetched.about).await?;
+    let mut summary = send(cx, kind, order, host, transfer, &fetched).await?;
     summary.warnings.extend(fetched.warnings);
     summary.warnings.truncate(WARNINGS_MAX);
     Ok(Served { transfer, about: fetched.about, summary })
-}
-
-/// The id of this transfer: the operation's, or another where a worker before this one used that.
-async fn fresh(cx: &Context, kind: &Prepare, order: &PrepareCommand, host: &HostId) -> Result<OperationId, StepError> {
-    let own = cx.operation();
-    let request = TransferRequest { vm: order.vm.id, operation: own, wait_ms: 0 };
-    let status = host::command::<WorkspaceStatus>(cx, &order.vm, host, kind.patience, &request).await?;
-    if status == TransferStatus::Unknown {
-        return Ok(own);
-    }
-    host::abort(cx, &order.vm, host, own).await?;
-    Ok(OperationId::new())
 }
 
 async fn send(

@@ -34,6 +34,8 @@ struct State {
     /// Aborts come when the tree stands already.
     late: bool,
     forgotten: Vec<RemoveOrder>,
+    /// VMs stop when they have forgotten a workspace, before they say so.
+    stops_forgetting: bool,
     epochs: HashMap<VmId, i64>,
     /// What each VM holds.
     trees: BTreeMap<VmId, Vec<u8>>,
@@ -112,6 +114,12 @@ impl Transfers {
                 let mut state = own.state.lock().unwrap();
                 state.trees.remove(&request.vm);
                 state.forgotten.push(request.order);
+                if state.stops_forgetting {
+                    state.transfers.clear();
+                    let stopped = ApiError::failed_precondition("vm stopped");
+                    state.refusing.insert(request.vm, stopped.clone());
+                    return Err(stopped);
+                }
                 Ok(Empty {})
             }
         });
@@ -132,6 +140,18 @@ impl Transfers {
     /// From now on every abort comes too late.
     pub fn be_late(&self) {
         self.state.lock().unwrap().late = true;
+    }
+
+    /// From now on VMs stop when they have forgotten a workspace, before they say so.
+    pub fn stop_forgetting(&self) {
+        self.state.lock().unwrap().stops_forgetting = true;
+    }
+
+    /// The tree of a transfer stands, whatever became of whoever sent it.
+    pub fn place(&self, operation: OperationId) {
+        let summary = TransferSummary { entries: 7, ..Default::default() };
+        self.state.lock().unwrap().transfers.insert(operation, TransferStatus::Done { summary });
+        self.changed.notify_waiters();
     }
 
     /// As a guest that was started anew.

@@ -1,0 +1,64 @@
+//! **Changes**: what differs from the base, as an export tells it.
+
+use serde::{Deserialize, Serialize};
+
+use super::About;
+use crate::{file_name::FileName, id::OperationId};
+
+/// The first entry of an export's archive: all that changed since the base.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeList {
+    /// The prepare that made the base, or the export that advanced it.
+    pub generation: Option<OperationId>,
+    /// What the base was taken from.
+    pub about: About,
+    /// The commit that `.git/HEAD` leads to in the VM, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// The branch it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// The changes, by path. `.git` is never among them.
+    pub changes: Vec<Change>,
+    /// What was left out, at most 64 lines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// One changed path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Below the workspace's directory.
+    pub path: FileName,
+    /// What was there in the base; none: it was added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Node>,
+    /// What is there now; none: it was deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Node>,
+}
+
+/// What stands at a path, without its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Node {
+    /// A directory.
+    Directory {
+        /// Permission bits, at most `0o777`.
+        mode: u32,
+    },
+    /// A regular file.
+    File {
+        /// Permission bits, at most `0o777`.
+        mode: u32,
+        /// Its length in bytes.
+        size: u64,
+        /// Its content's git blob id (SHA-1 over `blob <size>\0` and the bytes), in hexadecimal.
+        digest: String,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Where it leads, as it stands.
+        target: FileName,
+    },
+}
