@@ -7,13 +7,23 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use crate::{Nats, Postgres, scratch, scratch::Scratch};
+use self::{
+    needs::guest_files,
+    residue::{clean_up, sweep_dead_labs},
+};
+pub use self::{
+    needs::{binaries, missing_for_vms},
+    residue::{entries, taps, vmms},
+};
+use crate::{Nats, Postgres, scratch::Scratch};
+
+mod needs;
+mod residue;
 
 /// How long a lab may take until every service answers. Emulated and with four labs at once it takes seconds.
 const START_BOUND: Duration = Duration::from_secs(60);
@@ -49,60 +59,8 @@ pub struct Lab {
     env: BTreeMap<String, String>,
     hosts: Vec<String>,
     children: BTreeMap<String, Child>,
-}
-
-/// What host-agents need and a machine may lack.
-struct GuestFiles {
-    kernel: PathBuf,
-    modules: PathBuf,
-    agent: PathBuf,
-}
-
-/// Why no VM can be booted here, if so: a test prints it as `skipped: …`.
-pub fn missing_for_vms() -> Option<String> {
-    if !nix_is_root() {
-        return Some("VM tests need root".to_owned());
-    }
-    guest_files().err()
-}
-
-fn nix_is_root() -> bool {
-    // /proc/self is owned by the effective user.
-    std::os::unix::fs::MetadataExt::uid(&match std::fs::metadata("/proc/self") {
-        Ok(metadata) => metadata,
-        Err(_) => return false,
-    }) == 0
-}
-
-fn guest_files() -> Result<GuestFiles, String> {
-    let path = |variable: &str| match std::env::var_os(variable) {
-        Some(path) if Path::new(&path).exists() => Ok(PathBuf::from(path)),
-        Some(path) => Err(format!("{variable} names {}, which does not exist", path.display())),
-        None => Err(format!("{variable} is not set (deploy/check sets it)")),
-    };
-    Ok(GuestFiles {
-        kernel: path("WARREN_KERNEL")?,
-        modules: path("WARREN_KERNEL_MODULES")?,
-        agent: path("WARREN_GUEST_AGENT")?,
-    })
-}
-
-/// The directory of this workspace's binaries: the test's own, or the one above its `deps`.
-///
-/// # Errors
-/// Some are not built.
-pub fn binaries() -> io::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let all = || ["warren", "host-agent"].into_iter().chain(SERVICES);
-    let complete = |dir: &&Path| all().all(|name| dir.join(name).is_file());
-    own.ancestors().skip(1).take(2).find(complete).map(Path::to_owned).ok_or_else(|| {
-        let names: Vec<_> = all().collect();
-        io::Error::other(format!(
-            "{} must stand beside {}: run `cargo build --workspace` first (deploy/check does)",
-            names.join(", "),
-            own.display()
-        ))
-    })
+    /// When each of them was started last.
+    started: BTreeMap<String, SystemTime>,
 }
 
 impl Lab {
@@ -132,7 +90,8 @@ impl Lab {
         ]);
         env.insert("WARREN_GIT_CACHE".to_owned(), dir.path().join("fetched").display().to_string());
         env.extend(options.env);
-        let mut lab = Self { postgres, nats, bins, dir, env, hosts, children: BTreeMap::new() };
+        let mut lab =
+            Self { postgres, nats, bins, dir, env, hosts, children: BTreeMap::new(), started: BTreeMap::new() };
         for service in SERVICES {
             lab.start_process(service, &[]);
         }
@@ -169,6 +128,7 @@ impl Lab {
         }
         let errors = log.try_clone().expect("a second handle of the log");
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        self.started.insert(name.to_owned(), SystemTime::now());
         let child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
         self.children.insert(name.to_owned(), child);
     }
@@ -264,21 +224,35 @@ impl Lab {
         client
     }
 
-    /// Waits until every service and host answers.
+    /// Waits until every service and host that was started, and not killed since, answers: a host only once it has been heard of
+    /// after that, as the lab takes one for up for a while that was killed.
     pub async fn wait_ready(&self) {
-        let hosts = self.hosts.len();
         let ended = tokio::time::timeout(START_BOUND, async {
-            loop {
-                let listed = self.warren(&["host", "ls", "-o", "json"]).await;
-                let images = self.warren(&["image", "ls", "-o", "json"]).await;
-                if String::from_utf8_lossy(&listed.stdout).matches("\"up\"").count() == hosts && images.status.success()
-                {
-                    return;
-                }
+            while !self.is_ready().await {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         });
         assert!(ended.await.is_ok(), "the lab is not ready after {START_BOUND:?}\n{}", self.tails());
+    }
+
+    async fn is_ready(&self) -> bool {
+        for (service, list) in
+            [("vm-lifecycle", "host"), ("image-service", "image"), ("workspace-service", "workspace")]
+        {
+            if self.children.contains_key(service) && !self.warren(&[list, "ls"]).await.status.success() {
+                return false;
+            }
+        }
+        let sql = self.sql().await;
+        for host in self.hosts.iter().filter(|host| self.children.contains_key(*host)) {
+            let query = "select 1 from vm.host where id = $1 and last_seen > $2";
+            // Before the migrations there is no such table.
+            let heard = sql.query_opt(query, &[host, &self.started[host]]).await;
+            if !matches!(heard, Ok(Some(_))) {
+                return false;
+            }
+        }
+        true
     }
 
     /// The last lines of every log.
@@ -292,105 +266,6 @@ impl Lab {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
-
-    /// What a story in which every VM was deleted or failed has left: rows, leases, capacity, directories, taps,
-    /// processes. Empty when all is well; waits a little for what ends in the background.
-    pub async fn residue(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(20), async {
-            loop {
-                left = self.residue_now().await;
-                if left.is_empty() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        });
-        if ended.await.is_err() { self.residue_now().await } else { Vec::new() }
-    }
-
-    async fn residue_now(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        let sql = self.sql().await;
-        for (what, query) in [
-            ("VM rows", "select count(*) from vm.vm"),
-            ("workspace rows", "select count(*) from workspace.workspace"),
-            ("held addresses", "select count(*) from vm.lease where vm_id is not null"),
-            ("unfinished operations", "select count(*) from operations.operation where state in ('queued','running')"),
-            ("owed undos", "select count(*) from operations.operation where undo_owed"),
-        ] {
-            let count: i64 = sql.query_one(query, &[]).await.map_or(-1, |row| row.get(0));
-            if count != 0 {
-                left.push(format!("{count} {what}"));
-            }
-        }
-        for host in &self.hosts {
-            let state = self.state_dir(host);
-            for (what, dir) in [("VM directory", state.join("vms")), ("staging directory", state.join("staging"))] {
-                left.extend(entries(&dir).into_iter().map(|name| format!("{what} {name} on {host}")));
-            }
-            left.extend(taps(host).into_iter().map(|tap| format!("tap {tap} on {host}")));
-            left.extend(vmms(&state).into_iter().map(|pid| format!("VMM process {pid} on {host}")));
-        }
-        left
-    }
-}
-
-/// Removes what labs of killed test runs left: their VMs, namespaces and directories. Their engines died with them.
-fn sweep_dead_labs(bins: &Path) {
-    scratch::sweep("wlab-", |dir| {
-        for host in entries(dir).into_iter().filter(|name| dir.join(name).join("vms").is_dir()) {
-            clean_up(bins, &host, &dir.join(&host), &BTreeMap::new());
-        }
-    });
-    for engines in ["wpg-", "wnats-", "wreg-"] {
-        scratch::sweep(engines, |_| ());
-    }
-}
-
-/// Removes all that a host-agent made, VMs included; complains when it cannot.
-fn clean_up(bins: &Path, host: &str, state: &Path, env: &BTreeMap<String, String>) {
-    let mut command = Command::new(bins.join("host-agent"));
-    command.arg("--cleanup").envs(env).env("WARREN_HOST_ID", host).env("WARREN_STATE_DIR", state);
-    match command.output() {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => eprintln!("{host} was not cleaned up: {}", String::from_utf8_lossy(&output.stderr)),
-        Err(error) => eprintln!("{host} was not cleaned up: {error}"),
-    }
-}
-
-/// The names in a directory, hidden ones left out; none when it does not exist.
-pub fn entries(dir: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| !name.starts_with('.')).collect()
-}
-
-/// The taps in a host's network namespace, but those its pool holds: they are named as the pool names them, and the guard does not
-/// know them as a VM's.
-pub fn taps(host: &str) -> Vec<String> {
-    let output = Command::new("ip").args(["-n", &format!("warren-{host}"), "-o", "link"]).output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let namespace = format!("--net=/run/netns/warren-{host}");
-    let output = Command::new("nsenter").args([&namespace, "nft", "list", "set", "bridge", "warren", "taken"]).output();
-    let taken = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let names = text.lines().filter_map(|line| line.split(": ").nth(1)).filter(|name| name.starts_with("wt"));
-    let names = names.map(|name| name.split('@').next().unwrap_or(name));
-    names.filter(|name| !name.starts_with("wtp") || taken.contains(*name)).map(str::to_owned).collect()
-}
-
-/// The process ids of VMMs whose command line or working directory lies below a state directory.
-pub fn vmms(state: &Path) -> Vec<u32> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let ids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    ids.filter(|pid| {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).into_owned();
-        let below = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(state));
-        command.split('\0').next().is_some_and(|program| program.contains("qemu-system"))
-            && (below || command.contains(&*state.to_string_lossy()))
-    })
-    .collect()
 }
 
 impl Drop for Lab {
