@@ -1,9 +1,15 @@
 //! Guests that lie: what a VM whose root is somebody else can make of the one who runs `warren exec` or `warren cp`.
 
 use std::{
+    os::fd::{AsFd, AsRawFd},
     path::Path,
     process::{Command, Output, Stdio},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
+    time::{Duration, Instant},
 };
 
 use bus::{Bus, BusConfig, ByteStream, Service};
@@ -13,7 +19,7 @@ use contract::{
     workspace::{self, OpenRequest},
 };
 use testkit::Nats;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const BOUND: Duration = Duration::from_secs(60);
 /// More than a client ever holds of what a guest sends.
@@ -24,38 +30,49 @@ const CLIENT_MAX: u64 = 60 * 1024;
 /// A bus on which the VM's name says how its guest lies.
 struct World {
     nats: Nats,
+    flow: Arc<Flow>,
     _service: Service,
+}
+
+/// What an endless guest got rid of.
+#[derive(Debug, Default)]
+struct Flow {
+    /// Bytes that were taken from it.
+    sent: AtomicU64,
+    /// Whether nothing more is taken at present.
+    stalled: AtomicBool,
 }
 
 async fn world() -> World {
     let nats = Nats::start().await;
     let bus = Bus::connect(&BusConfig::new(nats.url(), "hostile")).await.unwrap();
     let service = bus.service("workspace-service", "0.1.0", "a hostile guest").await.unwrap();
-    let wire = bus.clone();
+    let (wire, flow) = (bus.clone(), Arc::new(Flow::default()));
+    let told = flow.clone();
     service
         .serve::<workspace::Open, _>(move |_, request: OpenRequest| {
-            let bus = wire.clone();
+            let (bus, flow) = (wire.clone(), told.clone());
             async move {
                 let stream = ByteStream::accept(&bus, request.session).await?;
-                tokio::spawn(lie(stream, request.vm));
+                tokio::spawn(lie(stream, request.vm, flow));
                 Ok(Default::default())
             }
         })
         .await
         .unwrap();
     service.ready().await.unwrap();
-    World { nats, _service: service }
+    World { nats, flow, _service: service }
 }
 
-async fn lie(mut stream: ByteStream, how: String) {
+async fn lie(mut stream: ByteStream, how: String, flow: Arc<Flow>) {
     let mut bytes = BytesMut::new();
     let good = Frame::Exit(Exit { code: 0, message: None });
     let raw: Vec<u8> = match how.as_str() {
-        "endless" => return endless(stream, false).await,
-        "endless-warnings" => return endless(stream, true).await,
+        "endless" => return endless(stream, false, &flow).await,
+        "endless-warnings" => return endless(stream, true, &flow).await,
         "deaf" => {
-            // Says that it has ended while all of its input is still on its way.
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            // Says that it has ended while its input, which has no end, is on its way: some of it has come.
+            stream.read_exact(&mut [0; 1024]).await.unwrap();
             Frame::Exit(Exit { code: 7, message: Some("\x1b]0;owned\x07".into()) }).encode(&mut bytes);
             bytes.to_vec()
         }
@@ -76,11 +93,46 @@ async fn lie(mut stream: ByteStream, how: String) {
     }
 }
 
-async fn endless(mut stream: ByteStream, warnings: bool) {
+async fn endless(mut stream: ByteStream, warnings: bool, flow: &Flow) {
     let mut bytes = BytesMut::new();
     let data = Bytes::from(vec![b'w'; 60_000]);
     if warnings { Frame::Stderr(data) } else { Frame::Stdout(data) }.encode(&mut bytes);
-    while stream.write_all(&bytes).await.is_ok() {}
+    loop {
+        let mut write = Box::pin(stream.write_all(&bytes));
+        let now = futures::poll!(&mut write);
+        flow.stalled.store(now.is_pending(), Ordering::SeqCst);
+        let wrote = match now {
+            Poll::Ready(wrote) => wrote,
+            Poll::Pending => write.await,
+        };
+        flow.stalled.store(false, Ordering::SeqCst);
+        if wrote.is_err() {
+            return;
+        }
+        flow.sent.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+    }
+}
+
+nix::ioctl_read_bad!(waiting_bytes, nix::libc::FIONREAD, nix::libc::c_int);
+
+/// How many looks in a row must find the same before nothing is taken to move.
+const LOOKS: u32 = 5;
+
+/// Waits until nothing moves any more between a guest that would say more and a client whose output nobody reads: the guest is not rid
+/// of a byte more, and no byte more waits in the pipe.
+fn wait_stuck(flow: &Flow, pipe: &impl AsFd) {
+    let (began, mut last, mut same) = (Instant::now(), None, 0);
+    while same < LOOKS {
+        let mut waiting = 0;
+        // SAFETY: `waiting` is the int that FIONREAD fills, and lives through the call; the descriptor is open.
+        unsafe { waiting_bytes(pipe.as_fd().as_raw_fd(), &raw mut waiting) }.unwrap();
+        let now = (waiting, flow.sent.load(Ordering::SeqCst));
+        let stuck = waiting > 0 && flow.stalled.load(Ordering::SeqCst) && last == Some(now);
+        same = if stuck { same + 1 } else { 0 };
+        last = Some(now);
+        assert!(began.elapsed() < BOUND, "bytes go on moving although nobody reads them: {last:?}, {flow:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn entry(kind: tar::EntryType, name: &[u8], link: &[u8], size: u64, data: &[u8]) -> Vec<u8> {
@@ -170,10 +222,11 @@ async fn a_guest_that_talks_for_ever_or_never_listens_takes_no_memory() {
     let world = world().await;
     let mut endless = warren(&world, &["exec", "endless", "--", "yes"], Stdio::null());
     let mut out = endless.stdout.take().unwrap();
+    let flow = world.flow.clone();
     let endless = tokio::task::spawn_blocking(move || {
         std::io::copy(&mut std::io::Read::take(&mut out, ENDLESS as u64), &mut std::io::sink()).unwrap();
-        // Nobody reads for a moment, and much more could come.
-        std::thread::sleep(Duration::from_millis(500));
+        // Nobody reads, and much more could come.
+        wait_stuck(&flow, &out);
         let peak = peak(&endless);
         drop(out);
         (peak, endless.wait().unwrap())
