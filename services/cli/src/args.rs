@@ -5,16 +5,18 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use command::CommandArgs;
 pub use exec::{ExecArgs, JobCommand, without_exec};
 pub use lab::LabCommand;
 pub use run::{Bring, RunArgs};
-pub use vm::{CreateArgs, FeatureArgs, PostmortemArgs, SetArgs, TopArgs, VmCommand, Which};
+pub use vm::{CreateArgs, FeatureArgs, PostmortemArgs, SetArgs, SizeArgs, TopArgs, VmCommand, Which};
 pub use workspace::{
     DiffArgs, Dirty, ExportArgs, ExportFormat, PrepareArgs, SyncArgs, TakeArgs, WorkspaceCommand, WorkspacePlace,
 };
 
 use crate::{dev::args::DevCommand, output::Format};
 
+mod command;
 mod exec;
 mod lab;
 mod run;

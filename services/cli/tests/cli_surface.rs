@@ -103,6 +103,40 @@ fn what_is_typed_wrong_is_named_and_ends_with_2() {
 }
 
 #[test]
+fn options_that_would_be_passed_over_are_refused() {
+    let plain = tempfile::tempdir().unwrap();
+    let plain = plain.path().to_str().unwrap();
+    for (args, named) in [
+        (&["workspace", "sync", "web", "--from-vm", "--history", "1"][..], "--history"),
+        (&["workspace", "sync", "web", "--from-vm", "--include-ignored", "*.o"], "--include-ignored"),
+        (&["workspace", "sync", "web", "--from-vm", "--dirty", "no"], "--dirty"),
+        (&["workspace", "sync", "web", "--interval", "5s"], "--watch"),
+        (&["workspace", "prepare", "web", "-", "--history", "1"], "--history"),
+        (&["workspace", "prepare", "web", "host:/srv/x", "--history", "full"], "--history"),
+        (&["workspace", "prepare", "web", "https://example.org/x.git", "--dirty", "yes"], "--dirty"),
+        (&["workspace", "prepare", "web", ".", "--ref", "main"], "--ref"),
+        (&["workspace", "prepare", "web", plain, "--history", "3"], "--history"),
+        (&["workspace", "prepare", "web", plain, "--include-ignored", "*.o"], "--include-ignored"),
+        (&["workspace", "export", "web", "--format", "tar", "-f", "x.tar", "--into", "."], "--into"),
+        (&["workspace", "export", "web", "--format", "commits", "--file", "x"], "--file"),
+        (&["workspace", "export", "web", "--format", "tar", "--apply"], "--apply"),
+        (&["workspace", "diff", "web", "--name-only", "--into", "."], "--into"),
+        (&["-o", "json", "workspace", "diff", "web", "--stat"], "--stat"),
+        (&["cp", "web:/etc/hostname", ".", "--owner", "ann"], "--owner"),
+        (&["cp", "-", "web:/srv", "--follow"], "--follow"),
+        (&["cp", "web:/etc", "-", "--archive"], "--archive"),
+        (&["run", "debian", "--path", "/srv", "--", "true"], "--workspace"),
+        (&["run", "debian", "--workspace", plain, "--history", "3", "--", "true"], "--history"),
+        (&["run", "debian", "--workspace", plain, "--file", "x", "--", "true"], "--file"),
+        (&["run", "debian", "--keep", "--rm", "--", "true"], "--rm"),
+    ] {
+        let output = warren(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", err(&output));
+        assert!(err(&output).contains(named), "{args:?}: {}", err(&output));
+    }
+}
+
+#[test]
 fn a_lab_that_is_not_there_is_said_at_once_with_what_to_do() {
     let began = Instant::now();
     let nowhere = warren(&["vm", "ls"]);

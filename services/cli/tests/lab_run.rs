@@ -150,12 +150,14 @@ async fn every_way_out_of_a_run_leads_past_its_vms_end() {
     git(&there, &["add", "."]);
     git(&there, &["commit", "-qm", "Old"]);
     let (there, patch) = (there.display().to_string(), patch.display().to_string());
-    let script = "echo new >> old; echo more > new; exit 3";
+    // What is nobody's work, a pipe, keeps no VM.
+    let script = "echo new >> old; echo more > new; mkfifo pipe; exit 3";
     let ran = run(&lab, &["--workspace", &there, "--export", "patch", "-f", &patch, "--", "sh", "-c", script]).await;
     assert_eq!(ran.status.code(), Some(3), "{}", text(&ran.stderr));
     git(Path::new(&there), &["apply", &patch]);
     assert_eq!(fs::read_to_string(Path::new(&there).join("old")).unwrap(), "old\nnew\n");
     assert_eq!(git(Path::new(&there), &["status", "--porcelain"]), "M old\n?? new");
+    left_on_another_branch(&lab, &there).await;
     refused(
         &lab,
         &["run", "bb", "--workspace", &there, "--export", "patch", "-f", &patch, "--", "true"],
@@ -199,6 +201,20 @@ async fn every_way_out_of_a_run_leads_past_its_vms_end() {
     assert!(shown["idle_limit"].is_null(), "{shown}");
     lab.must(&["vm", "rm", "kept"]).await;
     assert_eq!(lab.residue().await, Vec::<String>::new());
+}
+
+/// What no export takes along keeps the VM, and is named: here as git would leave it, which the image has not.
+async fn left_on_another_branch(lab: &Lab, there: &str) {
+    let script = "printf '%040d\\n' 7 > .git/refs/heads/side; echo newer >> new";
+    let patch = lab.scratch().join("side.patch").display().to_string();
+    let more = ["--name", "side", "--workspace", there, "--export", "patch", "-f", &patch, "--", "sh", "-c", script];
+    let ran = run(lab, &more).await;
+    let said = text(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(0), "{said}");
+    assert!(said.contains("the VM side is kept") && said.contains("commits on side"), "{said}");
+    assert!(fs::read_to_string(&patch).unwrap().contains("+newer"), "what an export does take along is here");
+    assert_eq!(vms(lab).await, ["side"]);
+    lab.must(&["vm", "rm", "side"]).await;
 }
 
 fn interrupt(child: &tokio::process::Child) {

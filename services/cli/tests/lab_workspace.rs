@@ -255,4 +255,33 @@ async fn synced(lab: &Lab, repo: &Path) {
     assert!(!repo.join("staged").exists());
     // What was taken is its base now: nothing is left to export.
     assert_eq!(lab.must(&["workspace", "diff", "web", "--name-only"]).await, "");
+    watched_from_the_vm(lab, repo).await;
+}
+
+/// The VM is looked at again and again, and an operation is made only where something changed.
+async fn watched_from_the_vm(lab: &Lab, repo: &Path) {
+    let exports = async || {
+        let log: Value = serde_json::from_str(&lab.must(&["workspace", "log", "web", "-o", "json"]).await).unwrap();
+        let all = log["operations"].as_array().unwrap().iter().filter(|one| one["kind"] == "workspace.export");
+        all.map(|one| one["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let before = exports().await.len();
+    let mut sync = lab.outside(&lab.binary("warren"));
+    sync.args(["workspace", "sync", "web", "--from-vm", "--watch", "--interval", "1s"]).stdout(Stdio::null());
+    let mut sync = sync.stderr(Stdio::null()).spawn().unwrap();
+    for wanted in ["fourth\n", "fifth\n"] {
+        guest(lab, &format!("printf '{}' > /new; mv /new /workspace/synced", wanted.replace('\n', "\\n"))).await;
+        testkit::wait_until("the change", BOUND, async || {
+            (fs::read_to_string(repo.join("synced")).unwrap() == wanted).then_some(())
+        })
+        .await;
+        // It has changes no more once the VM has noted that they were taken.
+        testkit::wait_until("the export's end", BOUND, async || {
+            exports().await.iter().all(|state| state != "running" && state != "queued").then_some(())
+        })
+        .await;
+    }
+    kill(Pid::from_raw(sync.id().cast_signed()), Signal::SIGINT).unwrap();
+    assert_eq!(sync.wait().unwrap().code(), Some(130));
+    assert_eq!(exports().await.len() - before, 2);
 }

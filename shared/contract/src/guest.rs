@@ -16,7 +16,7 @@ use crate::{
     error::ApiError,
     id::OperationId,
     job::{Attach, Job, JobAsk},
-    workspace::{Command, PackFiles, TcpTarget, UnpackFiles},
+    workspace::{Command, LookRequest, PackFiles, TcpTarget, UnpackFiles},
     worktree::{ExportOrder, ImportOrder, RemoveOrder, TransferStatus},
 };
 
@@ -47,6 +47,8 @@ pub enum Request {
     Ssh,
     /// Connects to a TCP port; the stream then carries its bytes.
     Tcp(TcpTarget),
+    /// Tells, in frames, whether a workspace has changes; a guest of an older version answers with an error.
+    Look(LookRequest),
     /// Sends files as a tar archive in frames.
     Pack(PackFiles),
     /// Takes files as a tar archive in frames.

@@ -115,6 +115,14 @@ pub struct UnpackFiles {
     pub contents: bool,
 }
 
+/// Asks whether a workspace has changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LookRequest {
+    /// Its directory, absolute.
+    pub path: String,
+}
+
 /// What a byte stream is connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -134,6 +142,9 @@ pub enum SessionKind {
     /// A tar archive, sent as `stdin` frames with an empty one at its end, becomes files of the guest; `exit` says whether
     /// all went well.
     Unpack(UnpackFiles),
+    /// Whether a workspace has changes, looked at without an operation and without taking any out: one `stdout` frame with a
+    /// [`crate::worktree::Looked`] as JSON, then `exit`. Guests of an older version refuse it.
+    Look(LookRequest),
     /// The serial console itself: what is typed goes to it, what it says comes back. One client at a time.
     Console {},
     /// The console log, from its beginning (or its last `tail_bytes`) and on while `follow`.

@@ -13,7 +13,7 @@ mod source;
 mod transfer;
 mod workspace;
 
-pub use change::{Change, ChangeList, Node};
+pub use change::{Change, ChangeList, Looked, Node};
 pub use order::{ExportOrder, ImportOrder, RemoveOrder};
 pub use request::{ExportRequest, Placing, PrepareRequest, RemoveRequest, WorkspaceRef};
 pub use source::{About, History, Source};

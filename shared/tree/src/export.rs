@@ -15,13 +15,14 @@ use tar::{Builder, EntryType, Header};
 use crate::{
     BlobHasher, GuestError, Mtime, StateDir, Transfer,
     files::{Root, Stat},
-    loss::digest_of,
+    loss::{digest_of, left_behind},
     receive::{YOUNG, now, recover_at},
     repo,
     row::{Kind, Row},
     scan::{Difference, Scan, Seen, scan},
     site::{Present, Site},
     state::Base,
+    walk::WARNINGS_MAX,
 };
 
 /// The first entry.
@@ -59,7 +60,18 @@ pub fn export(
         return Err(GuestError::TooMuch(format!("{content} bytes changed, over the limit of {most}")));
     }
     watch.begin("sending", content);
-    let taken = Export { root: &root, watch }.write(&base, &scan, &differences, &objects, to_client)?;
+    let losses = left_behind(&base, &scan);
+    let warnings: Vec<_> = losses.iter().chain(&scan.remarks).take(WARNINGS_MAX).cloned().collect();
+    let list = ChangeList {
+        generation: Some(base.head.generation),
+        about: base.head.about.clone(),
+        head: scan.repository.head.clone(),
+        branch: scan.repository.branch.clone(),
+        changes: differences.iter().map(Difference::change).collect(),
+        warnings: warnings.clone(),
+        losses: Some(losses),
+    };
+    let taken = Export { root: &root, watch }.write(list, &differences, &objects, to_client)?;
     // An end without the client's word is an error of the stream.
     let more = io::copy(&mut from_client.take(ACKNOWLEDGEMENT_MAX), &mut io::sink()).map_err(GuestError::Stream)?;
     if more > 0 {
@@ -71,7 +83,7 @@ pub fn export(
         moved_files: taken,
         moved_bytes: content,
         unchanged: differences.is_empty() && objects.is_empty(),
-        warnings: scan.warnings.clone(),
+        warnings,
     };
     let noted = if order.advance {
         let mut next = advance(order, *base, &root, &scan, &differences, &objects, since)?;
@@ -120,20 +132,11 @@ impl Export<'_> {
     /// Writes the archive; how many files are in it.
     fn write(
         &self,
-        base: &Base,
-        scan: &Scan,
+        list: ChangeList,
         differences: &[Difference],
         objects: &[Object],
         to: impl Write,
     ) -> Result<u64, GuestError> {
-        let list = ChangeList {
-            generation: Some(base.head.generation),
-            about: base.head.about.clone(),
-            head: scan.repository.head.clone(),
-            branch: scan.repository.branch.clone(),
-            changes: differences.iter().map(Difference::change).collect(),
-            warnings: scan.warnings.clone(),
-        };
         let text = serde_json::to_vec(&list).map_err(|error| GuestError::files("listing changes")(error.into()))?;
         let mut archive = Builder::new(to);
         append(&mut archive, LIST.as_bytes(), text.len() as u64, Mtime::default(), &text[..])?;

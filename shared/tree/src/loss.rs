@@ -9,6 +9,7 @@ use crate::{
     repo::Repository,
     scan::{Difference, Scan, Seen},
     state::Base,
+    walk::WARNINGS_MAX,
 };
 
 /// What would be lost, in a few words: changes, commits, stashes, unless the last export took exactly what is there now.
@@ -25,6 +26,14 @@ pub(crate) fn loss(base: &Base, root: &Root, scan: &Scan, watch: &Transfer) -> R
         return Ok(before.moved(now));
     }
     Ok(Some(what))
+}
+
+/// What an export of all changes, and of HEAD's commits or the files they left, does not take along, a line each; at most
+/// [`WARNINGS_MAX`].
+pub(crate) fn left_behind(base: &Base, scan: &Scan) -> Vec<String> {
+    let elsewhere = base.head.repository.elsewhere(&scan.repository).into_iter();
+    let commits = elsewhere.map(|what| format!("{what}: not taken along"));
+    commits.chain(scan.losses.iter().cloned()).take(WARNINGS_MAX).collect()
 }
 
 /// The path of some change, where there is one: what a user would not want to lose.

@@ -288,8 +288,10 @@ fn check_texts(list: &ChangeList) -> Result<(), ReadError> {
         return hostile("a text of its list is too long or has control characters");
     }
     // Names of files are in them, and those may be anything.
-    if list.warnings.len() > crate::walk::WARNINGS_MAX || list.warnings.iter().any(|text| text.len() > 2 * TEXT_MAX) {
-        return hostile("it has too many warnings");
+    for lines in list.losses.iter().chain([&list.warnings]) {
+        if lines.len() > crate::walk::WARNINGS_MAX || lines.iter().any(|text| text.len() > 2 * TEXT_MAX) {
+            return hostile("it has too many warnings");
+        }
     }
     Ok(())
 }

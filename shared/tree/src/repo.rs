@@ -16,6 +16,12 @@ use crate::{
 const REF_MAX: u64 = 4096;
 /// The most bytes of `packed-refs`.
 const PACKED_MAX: u64 = 16 << 20;
+/// The most bytes of HEAD's log, which has a line for each commit and each move of HEAD.
+const LOG_MAX: u64 = 4 << 20;
+/// How many things are told of that an export does not take along.
+const ELSEWHERE_MAX: usize = 16;
+/// The digits of a commit's id that are shown.
+const SHORT: usize = 12;
 /// How many branches are looked at.
 const BRANCHES_MAX: usize = 10_000;
 /// How many repositories within a repository are looked at.
@@ -35,9 +41,62 @@ pub(crate) struct Repository {
     pub branch: Option<String>,
     /// All branches and the stash.
     pub branches: BTreeMap<String, String>,
+    /// Commits made on no branch that HEAD was moved away from.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left: BTreeSet<String>,
     /// Those within it, by where they are: submodules', and others that came with the tree.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub modules: BTreeMap<String, Repository>,
+}
+
+/// One line of HEAD's log.
+struct Move<'a> {
+    from: &'a str,
+    to: &'a str,
+    message: &'a str,
+}
+
+impl<'a> Move<'a> {
+    /// Reads it: `<from> <to> <name> <email> <time> <zone>\t<message>` (git's refs/files-backend.c).
+    fn parse(line: &'a str) -> Option<Self> {
+        let (start, message) = line.split_once('\t')?;
+        let mut words = start.split(' ');
+        let (from, to) = (words.next()?, words.next()?);
+        (is_id(from) && is_id(to)).then_some(Self { from, to, message })
+    }
+
+    /// Whether it made a commit on top of where HEAD was.
+    fn made_one(&self) -> bool {
+        ["commit:", "commit (initial)", "commit (merge)", "cherry-pick:", "revert:", "am:"]
+            .iter()
+            .any(|word| self.message.starts_with(word))
+    }
+}
+
+/// What HEAD was moved away from while it was on no branch, where it was a commit made here that nothing leads to now. Without git
+/// nobody can tell what a commit's parents are; its log can, for those that were made by a plain commit, which is what a user who was
+/// on no branch would miss. What a rebase or an amending commit put in another one's place is not missed.
+fn left_in<'a>(log: &'a str, tips: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+    let moves: Vec<Move<'_>> = log.lines().filter_map(Move::parse).collect();
+    let parents: BTreeMap<&str, &str> =
+        moves.iter().filter(|one| one.made_one()).map(|one| (one.to, one.from)).collect();
+    let mut reached: BTreeSet<&str> = BTreeSet::new();
+    let merged = moves.iter().filter(|one| one.message.starts_with("merge ")).filter_map(|one| {
+        let name = one.message["merge ".len()..].split(':').next()?;
+        parents.keys().copied().find(|id| name.len() >= 7 && id.starts_with(name))
+    });
+    for tip in tips.map(String::as_str).chain(merged) {
+        let mut place = Some(tip);
+        while let Some(id) = place.filter(|id| reached.insert(id)) {
+            place = parents.get(id).copied();
+        }
+    }
+    let moved_away = moves.iter().filter(|one| {
+        let from = one.message.strip_prefix("checkout: moving from ").and_then(|rest| rest.split(' ').next());
+        from.is_some_and(is_id)
+    });
+    let lost = moved_away.map(|one| one.from).filter(|id| parents.contains_key(id) && !reached.contains(id));
+    lost.take(BRANCHES_MAX).map(str::to_owned).collect()
 }
 
 impl Repository {
@@ -65,7 +124,7 @@ impl Repository {
             add(&mut branches, "refs/stash", &id);
         }
         let text = read(root, &join(git, b"HEAD"), REF_MAX).unwrap_or_default();
-        match text.trim_end().strip_prefix("ref: ") {
+        let mut repository = match text.trim_end().strip_prefix("ref: ") {
             Some(name) => Self {
                 head: branches.get(name).cloned(),
                 branch: name.strip_prefix("refs/heads/").map(str::to_owned),
@@ -73,7 +132,11 @@ impl Repository {
                 ..Self::default()
             },
             None => Self { head: Some(text.trim().to_owned()).filter(|id| is_id(id)), branches, ..Self::default() },
+        };
+        if let Some(log) = read(root, &join(git, b"logs/HEAD"), LOG_MAX) {
+            repository.left = left_in(&log, repository.branches.values().chain(&repository.head));
         }
+        repository
     }
 
     /// What commits of a later state this one does not have: a branch, HEAD or stash that leads elsewhere now. Branches that went
@@ -90,20 +153,29 @@ impl Repository {
 
     /// The same without what leads to HEAD: what an export with commits does not take along.
     pub(crate) fn moved_elsewhere(&self, now: &Self) -> Option<String> {
+        self.elsewhere(now).into_iter().next()
+    }
+
+    /// All of it: branches, the stash, commits that no branch leads to, repositories within; at most [`ELSEWHERE_MAX`].
+    pub(crate) fn elsewhere(&self, now: &Self) -> Vec<String> {
         let heads = [&self.head, &now.head];
         let known = |id: &String| {
             self.branches.values().any(|known| known == id) || heads.iter().any(|head| **head == Some(id.clone()))
         };
-        if let Some((name, _)) = now.branches.iter().find(|(_, id)| !known(id)) {
-            return Some(match name.strip_prefix("refs/heads/") {
+        let branches =
+            now.branches.iter().filter(|(_, id)| !known(id)).map(|(name, _)| match name.strip_prefix("refs/heads/") {
                 Some(branch) => format!("commits on {branch}, which is not checked out (push it from the VM)"),
                 None => "a stash (git stash list)".to_owned(),
             });
-        }
-        now.modules.iter().find_map(|(place, now)| match self.modules.get(place) {
+        let left = now.left.iter().filter(|id| !known(id) && !self.left.contains(*id)).map(|id| {
+            let id = &id[..SHORT];
+            format!("commits that no branch leads to, up to {id} (git branch NAME {id} keeps them)")
+        });
+        let within = now.modules.iter().filter_map(|(place, now)| match self.modules.get(place) {
             Some(before) => before.moved(now).map(|what| format!("{what} in {place}")),
             None => Some(format!("the repository {place}, which was made in the VM")),
-        })
+        });
+        branches.chain(left).chain(within).take(ELSEWHERE_MAX).collect()
     }
 
     /// What is known once HEAD's commits have been taken out of a later state.
@@ -244,6 +316,34 @@ mod tests {
         assert_eq!(base.moved(&Repository::look(&root, &[])).unwrap(), "commits on main");
         fs::write(git.join("HEAD"), id('f')).unwrap();
         assert_eq!(Repository::look(&root, &[]).head, Some(id('f')));
+    }
+
+    #[test]
+    fn commits_that_head_moved_away_from_are_found_in_its_log() {
+        let id = |digit: char| digit.to_string().repeat(40);
+        let line = |from: char, to: char, message: &str| {
+            format!("{} {} Ann <ann@example.org> 1700000000 +0000\t{message}\n", id(from), id(to))
+        };
+        let away = format!("checkout: moving from {} to main", id('c'));
+        let log = [
+            line('a', 'a', &format!("checkout: moving from main to {}", id('a'))),
+            line('a', 'b', "commit: One"),
+            line('b', 'c', "commit: Two"),
+            line('c', 'a', &away),
+        ]
+        .concat();
+        let left = |log: &str, tips: &[char]| left_in(log, tips.iter().map(|tip| id(*tip)).collect::<Vec<_>>().iter());
+        assert_eq!(left(&log, &['a']), BTreeSet::from([id('c')]));
+        // A branch was made of it, then one more commit on that.
+        assert!(left(&(log.clone() + &line('c', 'd', "commit: Three")), &['a', 'd']).is_empty());
+        assert!(
+            left(&(log.clone() + &line('a', 'e', "merge ccccccc: Merge made by the 'ort' strategy.")), &['e'])
+                .is_empty()
+        );
+        // Looking at an old commit, and what was amended, is no loss.
+        assert!(left(&line('a', 'b', &format!("checkout: moving from {} to main", id('a'))), &['b']).is_empty());
+        assert!(left(&(line('a', 'b', "commit: One") + &line('b', 'c', "commit (amend): One")), &['c']).is_empty());
+        assert!(left("nonsense\n\t\n", &[]).is_empty());
     }
 
     #[test]

@@ -38,8 +38,10 @@ pub(crate) struct Scan {
     pub ignored: Vec<Vec<u8>>,
     /// The repository now.
     pub repository: Repository,
-    /// What has no place in an export, or cannot be swapped.
-    pub warnings: Vec<String>,
+    /// What has no place in an export and somebody may want.
+    pub losses: Vec<String>,
+    /// What has no place in an export and is nobody's work: sockets and their like.
+    pub remarks: Vec<String>,
     /// What is mounted in the workspace.
     pub mount: Option<FileName>,
     /// Repositories within it that did not come with it, by their `.git`.
@@ -85,7 +87,8 @@ pub(crate) fn scan(base: &Base, root: &Root, all: bool, watch: &Transfer) -> Res
         added: Vec::new(),
         ignored: Vec::new(),
         repository: Repository::look(root, &base.rows),
-        warnings: Vec::new(),
+        losses: Vec::new(),
+        remarks: Vec::new(),
         mount: None,
         nested: Vec::new(),
         root_same: base.head.is_root(&stat),
@@ -227,10 +230,8 @@ impl Scan {
                     continue;
                 }
                 if is_git(&name) {
-                    self.warn(format!(
-                        "{} was left out: it is a repository within the workspace's",
-                        FileName(path.clone())
-                    ));
+                    let shown = FileName(path.clone());
+                    note(&mut self.losses, format!("{shown} was left out: it is a repository within the workspace's"));
                     self.nested.push(path);
                 } else if hidden || rules.ignores(&path, directory) {
                     let found = root.stat_here(&path).map_err(GuestError::files("looking at an ignored file"))?;
@@ -252,24 +253,18 @@ impl Scan {
         let shown = FileName(path.clone());
         if elsewhere {
             self.mount.get_or_insert(shown.clone());
-            self.warn(format!("{shown} was left out: something else is mounted there"));
+            note(&mut self.losses, format!("{shown} was left out: something else is mounted there"));
         } else if crate::entry::check_path(&shown).is_err() {
-            self.warn(format!("{shown} was left out: its path is too long"));
+            note(&mut self.losses, format!("{shown} was left out: its path is too long"));
         } else if stat.is_dir() {
             waiting.push(path.clone());
             self.added.push((path, stat));
         } else if stat.is_file() || stat.is_symlink() {
             self.added.push((path, stat));
         } else {
-            self.warn(format!("{shown} was left out: it is no file, directory or symbolic link"));
+            note(&mut self.remarks, format!("{shown} was left out: it is no file, directory or symbolic link"));
         }
         Ok(())
-    }
-
-    fn warn(&mut self, line: String) {
-        if self.warnings.len() < WARNINGS_MAX {
-            self.warnings.push(line);
-        }
     }
 
     /// Whether a tree that equals the base is still there: nothing but what git ignores and the times of directories differs.
@@ -284,6 +279,13 @@ impl Scan {
             && self.repository == base.head.repository
             && base.rows.iter().zip(&self.seen).all(row)
             && !repo::is_under_way(root)
+    }
+
+    /// Whether any file differs from the base; what is git's own does not count.
+    pub(crate) fn differs(&self, base: &Base) -> bool {
+        let changed =
+            |(row, seen): (&crate::row::Row, &Seen)| !row.is_git() && matches!(seen, Seen::Changed(_) | Seen::Gone);
+        !self.added.is_empty() || base.rows.iter().zip(&self.seen).any(changed)
     }
 
     /// All differences by path, each new content read for its digest. `most` bounds how many.
@@ -325,6 +327,13 @@ impl Scan {
         }
         all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(all)
+    }
+}
+
+/// Notes one more line, as long as there is room.
+fn note(lines: &mut Vec<String>, line: String) {
+    if lines.len() < WARNINGS_MAX {
+        lines.push(line);
     }
 }
 

@@ -101,6 +101,14 @@ impl References {
         Ok(())
     }
 
+    /// Keeps a snapshot as pending, as when what was pending after it did not come to be.
+    ///
+    /// # Errors
+    /// Git does not work.
+    pub fn keep(&self, git: &Git, base: &Base) -> Result<(), WorktreeError> {
+        git.run(&["update-ref", &self.pending(), &base.commit]).map(drop)
+    }
+
     /// Removes the references of this workspace; with `all` those of commits that came back from the VM, too.
     ///
     /// # Errors

@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 
 use clap::{Args, Subcommand};
 
+use super::CommandArgs;
+
 const JOBS: &str = "\
 A command that is detached (-d) or has a name (--name) is a job: it goes on when nobody is attached, and what it prints is
 remembered (the last 512 KiB). Jobs outlive this client and the host-agent, not the VM.
@@ -22,33 +24,15 @@ typed into it, and Ctrl-P Ctrl-Q leaves it.";
 pub struct ExecArgs {
     /// Name or id of the VM
     pub vm: String,
-    /// Pass standard input on to the command; with -d: leave it open for who attaches
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// An environment variable; may be repeated
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Working directory
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User name or uid[:gid]; root when left out
-    #[arg(short, long)]
-    pub user: Option<String>,
     /// Print the job's name and let it run; see below
     #[arg(short, long)]
     pub detach: bool,
     /// Keep it as a job of this name when this client is cut off or leaves
     #[arg(long)]
     pub name: Option<String>,
-    /// End it after this time with SIGTERM, then SIGKILL, and exit code 124, e.g. 30s or 2h
-    #[arg(long, value_name = "TIME")]
-    pub timeout: Option<String>,
-    /// The program and its arguments
-    #[arg(last = true, required = true)]
-    pub command: Vec<String>,
+    /// The command.
+    #[command(flatten)]
+    pub command: CommandArgs,
 }
 
 /// `warren job …`

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::{CommandArgs, SizeArgs};
+
 const AFTER: &str = "\
 The VM is deleted when the command has ended, whatever happens, unless --keep is given. Should this client be killed, the VM is
-deleted once nobody has used it for 15 minutes. A VM whose changes could not be brought back is kept, and said to be.
+deleted once nobody has used it for 15 minutes. A VM whose changes could not all be brought back is kept, and said to be: also where
+work was left in it that no export takes along, such as a stash, or commits on a branch that is not checked out.
 
   warren run debian -- uname -a
   warren run --workspace . --export patch python:3.13 -- python -m unittest
@@ -42,51 +45,18 @@ pub struct RunArgs {
     /// Delete the VM when the command has ended: the default
     #[arg(long)]
     pub rm: bool,
-    /// Virtual CPUs [default: 1]
-    #[arg(long)]
-    pub cpus: Option<u32>,
-    /// Memory, e.g. 512M [default: 256M]
-    #[arg(long)]
-    pub memory: Option<String>,
-    /// Disk, e.g. 4G; never smaller than the image [default: 2G]
-    #[arg(long)]
-    pub disk: Option<String>,
-    /// The host to run on
-    #[arg(long)]
-    pub host: Option<String>,
-    /// A label to group it by; may be repeated
-    #[arg(short, long, value_name = "KEY[=VALUE]")]
-    pub label: Vec<String>,
-    /// Whom its network reaches: isolated, lab, internet [default: internet]
-    #[arg(long)]
-    pub network: Option<String>,
-    /// Pass standard input on to the command
-    #[arg(short, long)]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    pub tty: bool,
-    /// An environment variable of the command; may be repeated
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Working directory of the command [default: the workspace, where there is one]
-    #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// User name or uid[:gid]; root when left out. The workspace's files are this user's, too
-    #[arg(short, long)]
-    pub user: Option<String>,
-    /// End the command after this time with SIGTERM, then SIGKILL, and exit code 124, e.g. 30s or 2h
-    #[arg(long, value_name = "TIME")]
-    pub timeout: Option<String>,
+    /// What the VM is given.
+    #[command(flatten)]
+    pub size: SizeArgs,
     /// Put this directory, usually a git worktree, into the VM
     #[arg(long, value_name = "DIR")]
     pub workspace: Option<PathBuf>,
     /// Where to put it
     #[arg(long, value_name = "PATH", requires = "workspace", default_value = contract::worktree::DEFAULT_PATH)]
     pub path: String,
-    /// How much of the repository's history goes along: full, none, or a number of commits
-    #[arg(long, value_name = "HISTORY", requires = "workspace", default_value = "full")]
-    pub history: String,
+    /// How much of the repository's history goes along: full, none, or a number of commits [default: full]
+    #[arg(long, value_name = "HISTORY", requires = "workspace")]
+    pub history: Option<String>,
     /// Take what git ignores too, where it matches this pattern; may be repeated
     #[arg(long, value_name = "PATTERN", requires = "workspace")]
     pub include_ignored: Vec<String>,
@@ -96,7 +66,7 @@ pub struct RunArgs {
     /// Where a patch is written; never over a file that is there [default: the VM's name and .patch]
     #[arg(short, long, value_name = "FILE", requires = "workspace")]
     pub file: Option<PathBuf>,
-    /// The program and its arguments
-    #[arg(last = true, required = true)]
-    pub command: Vec<String>,
+    /// The command.
+    #[command(flatten)]
+    pub command: CommandArgs,
 }

@@ -18,24 +18,12 @@ pub struct CreateArgs {
     /// Name or id of an image, or a registry reference, which is pulled first when it is missing
     #[arg(long, required_unless_present = "file")]
     pub image: Option<String>,
-    /// Virtual CPUs [default: 1]
-    #[arg(long)]
-    pub cpus: Option<u32>,
-    /// Memory, e.g. 512M [default: 256M]
-    #[arg(long)]
-    pub memory: Option<String>,
-    /// Disk, e.g. 4G; never smaller than the image [default: 2G]
-    #[arg(long)]
-    pub disk: Option<String>,
-    /// The host to run on (else the one with most room among those that hold the image)
-    #[arg(long)]
-    pub host: Option<String>,
+    /// What it is given.
+    #[command(flatten)]
+    pub size: SizeArgs,
     /// OpenSSH public key that may log in over the network; may be repeated [default: ~/.ssh/*.pub if present]
     #[arg(long, value_name = "FILE")]
     pub ssh_key: Vec<PathBuf>,
-    /// A label to group it by; may be repeated
-    #[arg(short, long, value_name = "KEY[=VALUE]")]
-    pub label: Vec<String>,
     /// What happens when it ends although nobody stopped it: no, on-failure, always [default: no]
     #[arg(long)]
     pub restart: Option<String>,
@@ -57,6 +45,29 @@ pub struct CreateArgs {
     /// Whether to wait.
     #[command(flatten)]
     pub waiting: Waiting,
+}
+
+/// What a new VM is given of the lab, and how it is found there.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SizeArgs {
+    /// Virtual CPUs [default: 1]
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    /// Memory, e.g. 512M [default: 256M]
+    #[arg(long)]
+    pub memory: Option<String>,
+    /// Disk, e.g. 4G; never smaller than the image [default: 2G]
+    #[arg(long)]
+    pub disk: Option<String>,
+    /// The host to run on (else the one with most room among those that hold the image)
+    #[arg(long)]
+    pub host: Option<String>,
+    /// A label to group it by; may be repeated
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub label: Vec<String>,
+    /// Whom its network reaches: isolated, lab, internet [default: internet]
+    #[arg(long)]
+    pub network: Option<String>,
 }
 
 /// What a VM has beside its size.
@@ -86,9 +97,6 @@ pub struct FeatureArgs {
     /// A port of the host that leads into the VM; may be repeated
     #[arg(short, long, value_name = "[ADDRESS:]PORT:GUEST[/udp]")]
     pub publish: Vec<String>,
-    /// Whom its network reaches: isolated, lab, internet [default: internet]
-    #[arg(long)]
-    pub network: Option<String>,
 }
 
 /// Which VMs.

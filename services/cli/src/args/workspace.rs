@@ -69,15 +69,15 @@ pub struct WorkspacePlace {
 /// What is taken of a worktree here.
 #[derive(Clone, Debug, Args)]
 pub struct TakeArgs {
-    /// How much of the repository's history goes along: full, none, or the last so many commits
-    #[arg(long, value_name = "full|none|DEPTH", default_value = "full")]
-    pub history: String,
+    /// How much of the repository's history goes along: full, none, or the last so many commits [default: full]
+    #[arg(long, value_name = "full|none|DEPTH")]
+    pub history: Option<String>,
     /// Take files along that git ignores, by a pattern as in .gitignore; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub include_ignored: Vec<String>,
-    /// Whether what is staged, edited and untracked goes along, or HEAD's files only
-    #[arg(long, value_enum, default_value_t = Dirty::Yes, value_name = "yes|no")]
-    pub dirty: Dirty,
+    /// Whether what is staged, edited and untracked goes along, or HEAD's files only [default: yes]
+    #[arg(long, value_enum, value_name = "yes|no")]
+    pub dirty: Option<Dirty>,
 }
 
 /// Whether a worktree is taken as it is.
@@ -167,8 +167,8 @@ pub struct DiffArgs {
     /// Only names
     #[arg(long)]
     pub name_only: bool,
-    /// The repository that holds what was sent, where the workspace was not prepared here
-    #[arg(long, value_name = "DIR")]
+    /// The repository that holds what was sent, where the workspace was not prepared here; names alone need none
+    #[arg(long, value_name = "DIR", conflicts_with = "name_only")]
     pub into: Option<PathBuf>,
 }
 
@@ -186,9 +186,10 @@ pub struct SyncArgs {
     #[arg(short, long)]
     pub watch: bool,
     /// From the VM into the worktree here
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["history", "include_ignored", "dirty"])]
     pub from_vm: bool,
-    /// Look for changes so often, e.g. 5s, instead of being told of them by the kernel [default with --from-vm: 3s]
+    /// Look for changes so often, e.g. 5s, instead of being told of them by the kernel [default with --from-vm: 3s, and up to 12s
+    /// while nothing changes]
     #[arg(long, value_name = "TIME", requires = "watch")]
     pub interval: Option<String>,
     /// Whose the files become in the VM

@@ -55,7 +55,9 @@ impl End {
 /// Neither end is in a VM, something is not there, or the copy was cut off.
 pub async fn run(global: &Global, args: CpArgs) -> Result<Outcome, Failure> {
     let client = || Client::connect(global);
-    match (End::parse(&args.source), End::parse(&args.target)) {
+    let (source, target) = (End::parse(&args.source), End::parse(&args.target));
+    check(&args, &source, &target)?;
+    match (source, target) {
         (End::There { vm, path }, target) => {
             let client = client().await?;
             let contents = is_contents(&path);
@@ -95,6 +97,24 @@ pub async fn run(global: &Global, args: CpArgs) -> Result<Outcome, Failure> {
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Refuses options that say nothing about such ends.
+fn check(args: &CpArgs, source: &End, target: &End) -> Result<(), ApiError> {
+    let refuse = |what: &str, hint: &str| {
+        let message = format!("{what} does not go with a copy from {} to {}", args.source, args.target);
+        Err(ApiError::invalid_argument(message).hint(hint))
+    };
+    if args.owner.is_some() && !matches!(target, End::There { .. }) {
+        return refuse("--owner", "it names a user of the VM that is copied into; files that come here are your own");
+    }
+    if args.follow && *source == End::Archive {
+        return refuse("--follow", "an archive holds links as they are: follow them where it is made");
+    }
+    if args.archive && *target == End::Archive {
+        return refuse("--archive", "an archive has the owners anyway: keep them where it is unpacked");
+    }
+    Ok(())
 }
 
 /// Whether a directory's mere contents are meant.

@@ -49,6 +49,7 @@ pub async fn answer(mut stream: MuxStream, shared: &Arc<Shared>) {
         Request::Unpack(files) => files::unpack(stream, files).await,
         Request::Import(order) => workspace::import(stream, order, &shared.workspaces).await,
         Request::ExportTree(order) => workspace::export(stream, order, &shared.workspaces).await,
+        Request::Look(look) => workspace::look(stream, look, &shared.workspaces).await,
         Request::Transfer(query) => {
             let status = shared.workspaces.status(query.operation, Duration::from_millis(query.wait_ms)).await;
             finish(stream, Reply::Transfer(status)).await;

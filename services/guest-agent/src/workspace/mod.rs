@@ -7,9 +7,12 @@
 mod carry;
 mod transfers;
 
+use bytes::BytesMut;
 use contract::{
     ApiError,
+    frame::{Exit, Frame},
     guest::Reply,
+    workspace::LookRequest,
     worktree::{ExportOrder, ImportOrder, RemoveOrder},
 };
 use tokio::io::AsyncWriteExt;
@@ -45,6 +48,27 @@ pub async fn export(mut stream: MuxStream, order: ExportOrder, workspaces: &Work
     let state = workspaces.state().clone();
     carry::serve(stream, transfer, move |reader, writer, watch| tree::export(&order, &state, reader, writer, watch))
         .await;
+}
+
+/// Tells whether a workspace has changes. It waits for nobody: what a transfer is changing at this moment may count or not.
+pub async fn look(mut stream: MuxStream, look: LookRequest, workspaces: &Workspaces) {
+    let state = workspaces.state().clone();
+    let looked = tokio::task::spawn_blocking(move || tree::look(&look.path, &state)).await;
+    let looked = match looked {
+        Ok(Ok(looked)) => looked,
+        Ok(Err(error)) => return refuse(&mut stream, error.to_api()).await,
+        Err(error) => {
+            return refuse(&mut stream, ApiError::internal(format!("looking at the workspace failed: {error}"))).await;
+        }
+    };
+    let mut bytes = BytesMut::new();
+    let text = serde_json::to_vec(&looked).unwrap_or_default();
+    Frame::Stdout(text.into()).encode(&mut bytes);
+    Frame::Exit(Exit { code: 0, message: None }).encode(&mut bytes);
+    // A host that has gone needs no answer.
+    if stream.write_reply(&Reply::Ok).await.is_ok() && stream.write_all(&bytes).await.is_ok() {
+        stream.shutdown().await.unwrap_or_default();
+    }
 }
 
 /// Forgets a workspace; one that is none is forgotten already.

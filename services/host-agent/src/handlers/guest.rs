@@ -50,6 +50,7 @@ pub async fn open(
         SessionKind::Tcp(target) => Request::Tcp(target.clone()),
         SessionKind::Pack(files) => Request::Pack(files.clone()),
         SessionKind::Unpack(files) => Request::Unpack(files.clone()),
+        SessionKind::Look(look) => Request::Look(look.clone()),
         SessionKind::Console {} => return console(&bus, &vms, &request).await,
         SessionKind::Logs { follow, tail_bytes } => {
             let path = vms.dir(request.vm).join(names::CONSOLE);

@@ -18,6 +18,7 @@ pub fn check(vm: &Vm, kind: &SessionKind) -> Result<(), ApiError> {
         | SessionKind::Ssh {}
         | SessionKind::Tcp(_)
         | SessionKind::Pack(_)
+        | SessionKind::Look(_)
         | SessionKind::Unpack(_)
         | SessionKind::Console {} => running(vm),
     }

@@ -128,7 +128,8 @@ impl Guest {
                 | SessionKind::Console {}
                 | SessionKind::Tcp(_)
                 | SessionKind::Pack(_)
-                | SessionKind::Unpack(_) => echo(stream).await,
+                | SessionKind::Unpack(_)
+                | SessionKind::Look(_) => echo(stream).await,
                 SessionKind::Logs { .. } => log(stream).await,
             }
         });

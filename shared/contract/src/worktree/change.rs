@@ -20,9 +20,27 @@ pub struct ChangeList {
     pub branch: Option<String>,
     /// The changes, by path. `.git` is never among them.
     pub changes: Vec<Change>,
-    /// What was left out, at most 64 lines.
+    /// What there is to say of it, at most 64 lines: first what would be lost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Those of them that mean a loss were the VM deleted after this export: files it has no place for, commits and stashes it does
+    /// not take along. The others are mere remarks. Left out by guests of an older version, which do not tell one from the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub losses: Option<Vec<String>>,
+}
+
+impl ChangeList {
+    /// What would be lost were the VM deleted after this export; where its guest does not tell, all that it warns of.
+    pub fn lost(&self) -> &[String] {
+        self.losses.as_deref().unwrap_or(&self.warnings)
+    }
+}
+
+/// What a look at a workspace found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Looked {
+    /// Whether its files differ from its base. Commits alone, which leave the files as they are, are no change of them.
+    pub changed: bool,
 }
 
 /// One changed path.

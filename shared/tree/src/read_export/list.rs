@@ -26,6 +26,8 @@ struct Lengths {
     changes: Length,
     #[serde(default)]
     warnings: Length,
+    #[serde(default)]
+    losses: Length,
 }
 
 #[derive(Default)]
@@ -74,7 +76,7 @@ pub(super) fn read(content: &mut impl Read, quarantine: &Path, limits: Limits) -
     if lengths.changes.0 > limits.entries {
         return Err(ReadError::TooMuch(format!("{} changes", limits.entries)));
     }
-    if lengths.warnings.0 > WARNINGS_MAX {
+    if lengths.warnings.0.max(lengths.losses.0) > WARNINGS_MAX {
         return Err(ReadError::Hostile(format!("its list has more than {WARNINGS_MAX} warnings")));
     }
     parse(&mut file)

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::MetadataExt};
 
 use contract::{
     ErrorCode,
-    worktree::{Placing, RemoveOrder},
+    worktree::{ChangeList, Placing, RemoveOrder},
 };
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -125,6 +125,10 @@ fn commits_that_an_export_did_not_take_along_are_not_lost() {
     (advance.commits, advance.advance) = (true, true);
     let elsewhere = [
         ("echo stashed > code; git stash -q", "stash"),
+        (
+            "git checkout -q --detach; echo alone > alone; git add .; git commit -qm alone; git checkout -q main",
+            "no branch",
+        ),
         ("git checkout -qb side; echo side > side; git add .; git commit -qm side; git checkout -q main", "side"),
     ];
     for (script, what) in elsewhere {
@@ -135,7 +139,9 @@ fn commits_that_an_export_did_not_take_along_are_not_lost() {
         run(&lab.workspace(), &format!("{GIT} {script}; echo two >> code; git commit -qam two"));
         write(&lab.source(), "new", "again");
         for export in [&commits, &advance] {
-            lab.export(export);
+            let (list, _files) = lab.export(export);
+            let lost = list.lost();
+            assert!(lost.len() == 1 && lost[0].contains(what) && list.warnings == lost, "{lost:?}");
             let error = lab.refused(&lab.order());
             assert!(matches!(&error, GuestError::Unexported { what: why, .. } if why.contains(what)), "{error:?}");
         }
@@ -148,6 +154,23 @@ fn commits_that_an_export_did_not_take_along_are_not_lost() {
     run(&lab.workspace(), "git checkout -q main; git reset -q --hard other");
     lab.export(&commits);
     lab.prepare(&lab.order());
+}
+
+#[test]
+fn what_an_export_has_no_place_for_is_a_loss_only_where_somebody_may_want_it() {
+    let lab = Lab::new();
+    write(&lab.source(), "code", "one\n");
+    lab.prepare(&lab.order());
+    run(&lab.workspace(), "mkfifo pipe; echo two > code");
+    let (list, _files) = lab.export(&lab.export_order());
+    assert_eq!((list.warnings.len(), list.lost().len()), (1, 0), "{:?}", list.warnings);
+    run(&lab.workspace(), "git init -q within");
+    let (list, _files) = lab.export(&lab.export_order());
+    assert!(list.lost().len() == 1 && list.lost()[0].contains("within/.git"), "{:?}", list.losses);
+    assert_eq!(list.warnings.len(), 2, "what would be lost is said first: {:?}", list.warnings);
+    // A guest of an older version tells one list only: all of it counts.
+    let older = ChangeList { losses: None, ..list };
+    assert_eq!(older.lost(), older.warnings);
 }
 
 #[test]

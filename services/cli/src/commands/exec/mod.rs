@@ -5,6 +5,7 @@ mod leave;
 
 use std::io::{self, IsTerminal};
 
+use bus::ByteStream;
 use contract::{
     ApiError,
     job::JobName,
@@ -15,7 +16,7 @@ pub use converse::{Conversation, converse, listen};
 
 use super::parse_some;
 use crate::{
-    args::{ExecArgs, Global},
+    args::{CommandArgs, ExecArgs, Global},
     client::Client,
     failure::{Failure, Outcome},
     output::{self, Format},
@@ -30,21 +31,36 @@ pub const DEFAULT_SIZE: TerminalSize = TerminalSize { columns: 80, rows: 24 };
 /// # Errors
 /// It could not be started, or its stream was cut.
 pub async fn run(global: &Global, format: Format, args: ExecArgs) -> Result<Outcome, Failure> {
-    let command = command(&args)?;
+    let command = command(&args.command, args.name.as_deref(), args.detach)?;
     let client = Client::connect(global).await?;
     if args.detach {
         return detached(&client, format, args.vm, command).await;
     }
-    foreground(&client, args.vm, command, args.interactive).await
+    let (vm, interactive) = (args.vm, args.command.interactive);
+    let stream = open(&client, &vm, &command).await?;
+    foreground(&client, stream, vm, &command, interactive).await
 }
 
-/// Runs a command to its end, with this process' streams, terminal and signals.
+/// Opens the stream of a command, which is started by that.
 ///
 /// # Errors
-/// As [`run`].
-pub async fn foreground(client: &Client, vm: String, command: Command, interactive: bool) -> Result<Outcome, Failure> {
+/// It could not be started.
+pub async fn open(client: &Client, vm: &str, command: &Command) -> Result<ByteStream, Failure> {
+    Ok(client.open(vm, SessionKind::Exec(command.clone())).await?)
+}
+
+/// Stays with a command to its end, with this process' streams, terminal and signals.
+///
+/// # Errors
+/// Its stream was cut.
+pub async fn foreground(
+    client: &Client,
+    stream: ByteStream,
+    vm: String,
+    command: &Command,
+    interactive: bool,
+) -> Result<Outcome, Failure> {
     let (job, tty) = (command.job.clone(), command.tty.is_some());
-    let stream = client.open(&vm, SessionKind::Exec(command)).await?;
     let raw = tty && interactive && io::stdin().is_terminal();
     converse(client, stream, Conversation { vm, job, input: Some(interactive), tty, raw }).await
 }
@@ -68,7 +84,7 @@ async fn detached(client: &Client, format: Format, vm: String, command: Command)
 ///
 /// # Errors
 /// Something of it is malformed.
-pub fn command(args: &ExecArgs) -> Result<Command, ApiError> {
+pub fn command(args: &CommandArgs, name: Option<&str>, detach: bool) -> Result<Command, ApiError> {
     if let Some(wrong) = args.env.iter().find(|pair| pair.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
         return Err(ApiError::invalid_argument(format!("{wrong:?} is not NAME=VALUE")));
     }
@@ -81,7 +97,7 @@ pub fn command(args: &ExecArgs) -> Result<Command, ApiError> {
         env.push(format!("TERM={term}"));
     }
     let timeout = args.timeout.as_deref().map(milliseconds).transpose()?;
-    let job: Option<JobName> = parse_some(args.name.as_deref())?;
+    let job: Option<JobName> = parse_some(name)?;
     Ok(Command {
         argv: args.command.clone(),
         env,
@@ -90,9 +106,9 @@ pub fn command(args: &ExecArgs) -> Result<Command, ApiError> {
         tty: args.tty.then(|| terminal::size().unwrap_or(DEFAULT_SIZE)),
         timeout_ms: timeout,
         // Named here where it is detached, so that its name is known even where the reply is lost.
-        job: job.or_else(|| args.detach.then(JobName::mint)),
-        detach: args.detach,
-        open_stdin: args.detach && (args.interactive || args.tty),
+        job: job.or_else(|| detach.then(JobName::mint)),
+        detach,
+        open_stdin: detach && (args.interactive || args.tty),
     })
 }
 

@@ -13,11 +13,11 @@ use contract::{ApiError, VmId, idle::IdleAction, vm::CreateRequest, workspace::C
 
 use self::{signals::Signals, vm::RunVm, workspace::Work};
 use crate::{
-    args::{ExecArgs, Global, RunArgs},
+    args::{CommandArgs, Global, RunArgs},
     client::Client,
     commands::{
-        exec, parse, parse_some,
-        vm::create::{default_keys, labels},
+        exec, parse,
+        vm::create::{default_keys, sized},
     },
     failure::{Failure, Outcome, SIGINT_EXIT},
     output::{self, Format},
@@ -32,12 +32,12 @@ enum Stopped {
 }
 
 /// What of the user's would be lost with the VM.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 enum Changes {
     /// Nothing.
     Safe,
-    /// Changes that were asked for.
-    InVm,
+    /// Changes that were asked for: these, or where nothing is told, whatever there is.
+    InVm(Vec<String>),
 }
 
 /// Runs a command in a VM of its own.
@@ -46,20 +46,20 @@ enum Changes {
 /// The command was not reached, or its changes were not brought back, or the VM was not deleted.
 pub async fn run(global: &Global, format: Format, args: RunArgs) -> Result<Outcome, Failure> {
     let request = request(&args)?;
-    let command = exec::command(&words(&args))?;
+    let command = exec::command(&words(&args), None, false)?;
     // Where nobody looks on, standard error is the command's, too.
     let quiet = if std::io::stderr().is_terminal() { format } else { Format::Json };
     let work = Work::of(&args, &request.name, quiet)?;
     let client = Client::connect(global).await?;
     let mut signals = Signals::listen()?;
     let vm = RunVm::ask(&client, quiet, &request).await?;
-    let steps = Box::pin(steps(&client, &vm, (command, args.interactive), work.as_ref(), &mut signals));
+    let steps = Box::pin(steps(&client, &vm, (command, args.command.interactive), work.as_ref(), &mut signals));
     let (outcome, changes) = steps.await;
     if matches!(outcome, Err(Stopped::Interrupted)) && !args.keep && changes == Changes::Safe {
         output::note(&format!("interrupted: the VM {} is being deleted", vm.name));
     }
-    let kept = args.keep || changes == Changes::InVm;
-    let ended = if kept { keep(&vm, &args, changes).await } else { end(&vm, &mut signals).await };
+    let kept = args.keep || changes != Changes::Safe;
+    let ended = if kept { keep(&vm, &args, &changes).await } else { end(&vm, &mut signals).await };
     match (outcome, ended) {
         (Ok(Outcome::Exit(code)), Err(Stopped::Failed(Failure::Api(error)))) if code != 0 => {
             // The command's code is what was asked for.
@@ -99,8 +99,15 @@ async fn steps(
     {
         return (Err(stopped), Changes::Safe);
     }
-    // The command has its own way with signals.
-    let outcome = exec::foreground(client, vm.vm(), command, interactive).await.map_err(Stopped::Failed);
+    let name = vm.vm();
+    let stream = match signals.unless(exec::open(client, &name, &command)).await {
+        Ok(stream) => stream,
+        // It may have been started, and changed something, all the same: but then nobody has waited for it.
+        Err(Stopped::Interrupted) => return (Err(Stopped::Interrupted), Changes::Safe),
+        Err(stopped) => return (Err(stopped), Changes::Safe),
+    };
+    // From here on the command has its own way with signals.
+    let outcome = exec::foreground(client, stream, name, &command, interactive).await.map_err(Stopped::Failed);
     signals.forget();
     let Some(work) = work.filter(|work| work.exports()) else { return (outcome, Changes::Safe) };
     let brought = match signals.unless(Box::pin(work.fetch(client, &vm.vm()))).await {
@@ -109,25 +116,26 @@ async fn steps(
         Err(stopped) => Err(stopped),
     };
     match brought {
-        Ok(true) => (outcome, Changes::Safe),
-        // What was left out may be what somebody wants.
-        Ok(false) => (outcome, Changes::InVm),
+        Ok(lost) if lost.is_empty() => (outcome, Changes::Safe),
+        // What was left behind may be what somebody wants.
+        Ok(lost) => (outcome, Changes::InVm(lost)),
         Err(Stopped::Failed(Failure::Api(error))) if !matches!(outcome, Ok(Outcome::Done | Outcome::Exit(0))) => {
             // Both are said; the command's own end counts.
             output::error(&error, Format::Table);
-            (outcome, Changes::InVm)
+            (outcome, Changes::InVm(Vec::new()))
         }
-        Err(stopped) => (Err(stopped), Changes::InVm),
+        Err(stopped) => (Err(stopped), Changes::InVm(Vec::new())),
     }
 }
 
 /// Leaves the VM to its user.
-async fn keep(vm: &RunVm<'_>, args: &RunArgs, changes: Changes) -> Result<(), Stopped> {
+async fn keep(vm: &RunVm<'_>, args: &RunArgs, changes: &Changes) -> Result<(), Stopped> {
     let name = &vm.name;
-    if changes == Changes::InVm {
+    if let Changes::InVm(lost) = changes {
+        let lost: String = lost.iter().map(|line| format!("\n  still in it:        {}", output::clean(line))).collect();
         output::note(&format!(
-            "the VM {name} is kept: not all of its changes were brought back\n  to bring them back: warren workspace export {name}\n  \
-             to delete it:       warren vm rm {name}"
+            "the VM {name} is kept: not all of its changes were brought back{lost}\n  to look at it:      warren ssh {name}\n  \
+             to bring them back: warren workspace export {name}\n  to delete it:       warren vm rm {name}"
         ));
     }
     if args.keep {
@@ -155,12 +163,7 @@ async fn end(vm: &RunVm<'_>, signals: &mut Signals) -> Result<(), Stopped> {
 fn request(args: &RunArgs) -> Result<CreateRequest, ApiError> {
     let name = args.name.clone().unwrap_or_else(|| format!("run-{}", VmId::new().tail()));
     let mut request = CreateRequest::new(parse(&name)?, args.image.clone());
-    request.cpus = args.cpus.unwrap_or(request.cpus);
-    request.memory = parse_some(args.memory.as_deref())?.unwrap_or(request.memory);
-    request.disk = parse_some(args.disk.as_deref())?.unwrap_or(request.disk);
-    request.host = parse_some(args.host.as_deref())?;
-    request.labels.extend(labels(&args.label)?);
-    request.features.network = parse_some(args.network.as_deref())?.unwrap_or(request.features.network);
+    sized(&mut request, &args.size)?;
     request.ssh_keys = default_keys();
     if !args.keep {
         request.idle_seconds = Some(vm::ORPHANED.as_secs());
@@ -169,19 +172,10 @@ fn request(args: &RunArgs) -> Result<CreateRequest, ApiError> {
     Ok(request)
 }
 
-/// The command as `warren exec` would be given it.
-fn words(args: &RunArgs) -> ExecArgs {
+/// The command, in the workspace where nothing else is said.
+fn words(args: &RunArgs) -> CommandArgs {
     let workspace = args.workspace.as_ref().map(|_| args.path.clone());
-    ExecArgs {
-        vm: String::new(),
-        interactive: args.interactive,
-        tty: args.tty,
-        env: args.env.clone(),
-        workdir: args.workdir.clone().or(workspace),
-        user: args.user.clone(),
-        detach: false,
-        name: None,
-        timeout: args.timeout.clone(),
-        command: args.command.clone(),
-    }
+    let mut command = args.command.clone();
+    command.workdir = command.workdir.or(workspace);
+    command
 }

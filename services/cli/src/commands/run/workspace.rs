@@ -3,17 +3,17 @@
 use std::path::PathBuf;
 
 use contract::{ApiError, VmName, worktree::Placing};
-use worktree::Options;
 
 use crate::{
-    args::{Bring, ExportFormat, RunArgs},
+    args::{Bring, ExportFormat, RunArgs, TakeArgs},
     client::Client,
     commands::workspace::{
         Bar,
         deliver::{self, Delivered, Delivery},
         export::{self, Fetched, Taking},
+        options,
         prepare::{self, Prepare},
-        record, source, warn,
+        source, warn,
     },
     failure::Failure,
     output::{self, Format},
@@ -40,12 +40,10 @@ impl Work {
             return Err(ApiError::invalid_argument(format!("{} is no directory", dir.display()))
                 .hint("--workspace names a directory here, usually a git worktree"));
         }
-        let options = Options {
-            history: source::history(&args.history)?,
-            include_ignored: args.include_ignored.clone(),
-            dirty: true,
-            cache: record::cache_dir()?,
-        };
+        let take =
+            TakeArgs { history: args.history.clone(), include_ignored: args.include_ignored.clone(), dirty: None };
+        let options = options(&take)?;
+        source::check_here(&dir, &take)?;
         if args.file.is_some() && args.export != Bring::Patch {
             return Err(ApiError::invalid_argument("--file goes with --export patch")
                 .hint("commits and changes that are applied go into the directory itself"));
@@ -62,7 +60,7 @@ impl Work {
         Ok(Some(Self {
             taking: prepare::taking(dir, options),
             path: args.path.clone(),
-            owner: args.user.clone(),
+            owner: args.command.user.clone(),
             format,
             commits: args.export == Bring::Commits,
             delivery,
@@ -97,18 +95,19 @@ impl Work {
         export::fetch(client, &taking).await
     }
 
-    /// Brings back what was taken out; whether that is all there was. Said on standard error, as standard output is the command's.
-    /// To be awaited to its end.
-    pub async fn deliver(&self, client: &Client, fetched: Fetched) -> Result<bool, Failure> {
-        let Some(delivery) = &self.delivery else { return Ok(true) };
+    /// Brings back what was taken out; what would be lost with the VM all the same. Said on standard error, as standard output is the
+    /// command's. To be awaited to its end.
+    pub async fn deliver(&self, client: &Client, fetched: Fetched) -> Result<Vec<String>, Failure> {
+        let Some(delivery) = &self.delivery else { return Ok(Vec::new()) };
         let delivered = deliver::finish(client, fetched, delivery).await?;
-        for warning in &delivered.warnings {
+        // What would be lost is said when the VM is kept for it.
+        for warning in delivered.warnings.iter().filter(|warning| !delivered.losses.contains(warning)) {
             output::note(&output::clean(warning));
         }
         if self.format == Format::Table {
             output::note(&output::clean(&told(&delivered)));
         }
-        Ok(delivered.warnings.is_empty())
+        Ok(delivered.losses)
     }
 }
 

@@ -15,7 +15,7 @@ use contract::{
 
 use super::many;
 use crate::{
-    args::{CreateArgs, FeatureArgs, Global},
+    args::{CreateArgs, FeatureArgs, Global, SizeArgs},
     client::Client,
     commands::{parse, parse_some},
     failure::{Failure, Outcome},
@@ -108,14 +108,10 @@ fn request(name: &VmName, file: Option<toml::Table>, args: CreateArgs) -> Result
     if let Some(image) = args.image {
         request.image = image;
     }
-    request.cpus = args.cpus.unwrap_or(request.cpus);
-    request.memory = parse_some(args.memory.as_deref())?.unwrap_or(request.memory);
-    request.disk = parse_some(args.disk.as_deref())?.unwrap_or(request.disk);
-    request.host = parse_some(args.host.as_deref())?.or(request.host);
+    sized(&mut request, &args.size)?;
     if request.ssh_keys.is_empty() || !args.ssh_key.is_empty() {
         request.ssh_keys = ssh_keys(&args.ssh_key)?;
     }
-    request.labels.extend(labels(&args.label)?);
     request.restart = parse_some(args.restart.as_deref())?.unwrap_or(request.restart);
     request.ttl_seconds = args.ttl.as_deref().map(seconds).transpose()?.or(request.ttl_seconds);
     request.idle_seconds = args.idle.as_deref().map(seconds).transpose()?.or(request.idle_seconds);
@@ -123,6 +119,19 @@ fn request(name: &VmName, file: Option<toml::Table>, args: CreateArgs) -> Result
     request.deletion_protection |= args.deletion_protection;
     features(&mut request.features, &args.features)?;
     Ok(request)
+}
+
+/// What the VM is given; where nothing is said of it, it stays as it is.
+pub(crate) fn sized(request: &mut CreateRequest, args: &SizeArgs) -> Result<(), ApiError> {
+    request.cpus = args.cpus.unwrap_or(request.cpus);
+    request.memory = parse_some(args.memory.as_deref())?.unwrap_or(request.memory);
+    request.disk = parse_some(args.disk.as_deref())?.unwrap_or(request.disk);
+    if let Some(host) = parse_some(args.host.as_deref())? {
+        request.host = Some(host);
+    }
+    request.labels.extend(labels(&args.label)?);
+    request.features.network = parse_some(args.network.as_deref())?.unwrap_or(request.features.network);
+    Ok(())
 }
 
 pub(crate) fn from_table(
@@ -158,7 +167,6 @@ fn features(features: &mut Features, args: &FeatureArgs) -> Result<(), ApiError>
     }
     features.disks.extend(args.data_disk.iter().map(|text| parse(text)).collect::<Result<Vec<DataDisk>, _>>()?);
     features.ports.extend(args.publish.iter().map(|text| parse(text)).collect::<Result<Vec<PublishedPort>, _>>()?);
-    features.network = parse_some(args.network.as_deref())?.unwrap_or(features.network);
     Ok(())
 }
 

@@ -46,9 +46,12 @@ pub struct Delivered {
     /// Files written in the worktree, of those merged ones, and files removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub applied: Option<Counts>,
-    /// What was left out.
+    /// What was left out or not taken along, and what else there is to say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Those of them that would be lost with the VM.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<String>,
 }
 
 /// What was done to a worktree.
@@ -134,6 +137,10 @@ pub fn check(delivery: &Delivery, format: Format) -> Result<(), ApiError> {
         return Err(ApiError::invalid_argument("an archive is not for a terminal")
             .hint("name a file with --file, or pipe it on"));
     }
+    if delivery.format == ExportFormat::Tar && delivery.into.is_some() {
+        return Err(ApiError::invalid_argument("--into does not go with the format tar")
+            .hint("an archive is of files and needs no repository: name where it is written with --file"));
+    }
     match &delivery.file {
         Some(file) if file.exists() => {
             Err(ApiError::new(contract::ErrorCode::AlreadyExists, format!("{} exists", file.display()))
@@ -184,6 +191,7 @@ fn deliver(fetched: &Fetched, delivery: &Delivery) -> Result<Delivered, Failure>
     let mut delivered = Delivered {
         changes: changes.changes.iter().filter(|change| !diff::is_directory(change)).count(),
         warnings: changes.warnings.clone(),
+        losses: changes.lost().to_vec(),
         file: delivery.file.clone(),
         ..Delivered::default()
     };
@@ -247,9 +255,9 @@ fn import(
         delivered.commits = commits;
         delivered.uncommitted = uncommitted;
         if left_out > 0 {
-            delivered
-                .warnings
-                .push(format!("{left_out} changes in submodules are in no commit here; a patch has them"));
+            let line = format!("{left_out} changes in submodules are in no commit here; a patch has them");
+            delivered.warnings.push(line.clone());
+            delivered.losses.push(line);
         }
     }
     Ok(())

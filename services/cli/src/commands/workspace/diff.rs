@@ -2,7 +2,10 @@
 
 use std::io::{IsTerminal, Write};
 
-use contract::worktree::{Change, ChangeList, Node};
+use contract::{
+    ApiError,
+    worktree::{Change, ChangeList, Node},
+};
 use worktree::{Look, patch};
 
 use super::export::{self, Origin, Taking};
@@ -18,6 +21,11 @@ use crate::{
 /// # Errors
 /// What the service answered, or nothing here knows what was sent.
 pub async fn run(global: &Global, format: Format, args: DiffArgs) -> Result<Outcome, Failure> {
+    if format == Format::Json && (args.stat || args.name_only || args.into.is_some()) {
+        return Err(ApiError::invalid_argument("--stat, --name-only and --into do not go with -o json")
+            .hint("JSON has the list of changes, with both sides of each")
+            .into());
+    }
     let client = Client::connect(global).await?;
     let fetched = export::fetch(&client, &Taking::of(&args.place.vm, args.place.path.as_deref())).await?;
     let shown = show(&fetched, format, &args);

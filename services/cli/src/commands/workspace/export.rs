@@ -147,7 +147,8 @@ impl Fetched {
     }
 }
 
-async fn cancel(client: &Client, id: OperationId) -> Result<(), ApiError> {
+/// Calls an operation off; one that has ended by itself is fine.
+pub(super) async fn cancel(client: &Client, id: OperationId) -> Result<(), ApiError> {
     match client.change::<operation::Cancel>(&OperationRef { id }, deadline::QUICK).await {
         // It has ended by itself.
         Err(error) if error.code == contract::ErrorCode::FailedPrecondition => Ok(()),

@@ -3,10 +3,12 @@
 //! [`prepare`] and [`export`] are the ways themselves, for whatever builds on them; the rest is what a user types.
 
 mod bar;
+mod carry;
 pub mod deliver;
 mod diff;
 pub mod export;
 mod log;
+mod look;
 pub mod prepare;
 pub mod record;
 pub mod source;
@@ -72,11 +74,14 @@ fn reference(place: WorkspacePlace) -> WorkspaceRef {
 }
 
 /// What the arguments say of taking a worktree.
-fn options(take: &TakeArgs) -> Result<Options, ApiError> {
+///
+/// # Errors
+/// Something of it is malformed, or the user has no home for the cache.
+pub fn options(take: &TakeArgs) -> Result<Options, ApiError> {
     Ok(Options {
-        history: source::history(&take.history)?,
+        history: take.history.as_deref().map(source::history).transpose()?.unwrap_or_default(),
         include_ignored: take.include_ignored.clone(),
-        dirty: take.dirty == Dirty::Yes,
+        dirty: take.dirty != Some(Dirty::No),
         cache: record::cache_dir()?,
     })
 }
@@ -84,7 +89,6 @@ fn options(take: &TakeArgs) -> Result<Options, ApiError> {
 async fn run_prepare(global: &Global, format: Format, args: PrepareArgs) -> Result<Outcome, Failure> {
     let options = options(&args.take)?;
     let origin = Origin::parse(&args.source);
-    let refuse = |what: &str| ApiError::invalid_argument(format!("{what} does not go with {}", args.source));
     let asked = Prepare {
         vm: args.vm.clone(),
         path: args.path.clone(),
@@ -93,13 +97,7 @@ async fn run_prepare(global: &Global, format: Format, args: PrepareArgs) -> Resu
         force: args.force,
         clean: args.clean,
     };
-    if args.reference.is_some() && !matches!(origin, Origin::Git(_)) {
-        return Err(refuse("--ref").hint("it names a branch of a git URL").into());
-    }
-    let partly = !args.take.include_ignored.is_empty() || args.take.dirty == Dirty::No;
-    if partly && !matches!(origin, Origin::Here(_)) {
-        return Err(refuse("--include-ignored or --dirty").hint("they are about a worktree here").into());
-    }
+    source::check(&origin, &args)?;
     let source = match origin {
         Origin::Here(dir) => return upload(global, format, &asked, prepare::taking(dir, options)).await,
         Origin::Archive => {

@@ -5,19 +5,20 @@ use std::{path::PathBuf, sync::Arc};
 use archive::{Owner, Place};
 use bus::ByteStream;
 use contract::{
-    ApiError, ErrorCode, FileName, SessionId, deadline,
-    operation::{self, Operation, OperationRef},
+    ApiError, SessionId, deadline,
+    operation::Operation,
     vm::{self, Vm, VmRef},
     worktree::{self as contract_worktree, Placing, PrepareRequest, Source},
 };
-use tree::{SendError, Sent};
+use tree::Sent;
 use worktree::{Captured, Options, Snapshot, WorktreeError, capture, capture_plain, private_repository};
 
 use super::{
     bar::Bar,
+    carry::{Carried, Unsent, carry},
     record::{self, Record},
 };
-use crate::{client::Client, failure::Failure, wait};
+use crate::{client::Client, failure::Failure};
 
 /// What to put where.
 #[derive(Clone, Debug)]
@@ -66,33 +67,22 @@ pub fn taking(dir: PathBuf, options: Options) -> Taking {
 /// Puts a directory's files into a VM, and waits until they are there. Where they change meanwhile it begins anew, once.
 ///
 /// # Errors
-/// The worktree cannot be taken, the VM refuses it, or the transfer was cut off; the VM's tree is what it was then.
+/// The worktree cannot be taken, the VM refuses it, or the transfer was cut off; the VM's tree is what it was then, unless the error says
+/// that this is not known.
 pub async fn prepare(client: &Client, prepare: &Prepare, take: &Taking, bar: &Bar) -> Result<Prepared, Failure> {
     let vm = client.ask::<vm::Get>(&VmRef { vm: prepare.vm.clone() }).await?;
     for last in (1..=CAPTURES).map(|attempt| attempt == CAPTURES) {
         bar.phase("reading the worktree");
         match attempt(client, prepare, &vm, take, bar).await {
-            Err(Attempt::Changed(..)) if !last => {}
-            Err(Attempt::Changed(error, _) | Attempt::Failed(error)) => return Err(error.into()),
+            Err(Unsent::Changed(..)) if !last => {}
+            Err(Unsent::Changed(error, _) | Unsent::Failed(error)) => return Err(error.into()),
             Ok(prepared) => return Ok(prepared),
         }
     }
     Err(ApiError::internal("a prepare ended without an outcome").into())
 }
 
-enum Attempt {
-    /// A file changed while it was read: worth another one. Which, where that is known.
-    Changed(ApiError, Option<Box<FileName>>),
-    Failed(ApiError),
-}
-
-impl From<ApiError> for Attempt {
-    fn from(error: ApiError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<WorktreeError> for Attempt {
+impl From<WorktreeError> for Unsent {
     fn from(error: WorktreeError) -> Self {
         match error {
             WorktreeError::Changed(_) => Self::Changed(error.into(), None),
@@ -108,7 +98,7 @@ struct Kept {
     base: worktree::Base,
 }
 
-async fn attempt(client: &Client, prepare: &Prepare, vm: &Vm, take: &Taking, bar: &Bar) -> Result<Prepared, Attempt> {
+async fn attempt(client: &Client, prepare: &Prepare, vm: &Vm, take: &Taking, bar: &Bar) -> Result<Prepared, Unsent> {
     let (taking, vm_id, vm_name, path) = (take.clone(), vm.id, vm.name.clone(), plain(&prepare.path));
     let keep = tokio::task::spawn_blocking(move || {
         let captured = taking()?;
@@ -122,7 +112,7 @@ async fn attempt(client: &Client, prepare: &Prepare, vm: &Vm, take: &Taking, bar
         let record = Record { vm: vm_id, vm_name, path, source, repository, private, bases: known };
         let references = record.references();
         let base = Snapshot { git: &git, references: &references }.take(&captured)?;
-        Ok::<_, Attempt>(Kept { captured, record, base })
+        Ok::<_, Unsent>(Kept { captured, record, base })
     });
     let kept = keep.await.map_err(|error| ApiError::internal(format!("the capture failed: {error}")))??;
     let Kept { mut captured, mut record, base } = kept;
@@ -137,63 +127,25 @@ async fn attempt(client: &Client, prepare: &Prepare, vm: &Vm, take: &Taking, bar
     record.advance(id, base.clone());
     record.save()?;
     match carry(client, stream, operation, tree.clone(), bar).await {
-        Ok((operation, sent)) => {
+        Carried::Stands(operation, sent) => {
             record.references().settle(&record.git(), &base)?;
             captured.tree = Arc::try_unwrap(tree).unwrap_or_else(|shared| (*shared).clone());
             let warnings = captured.warnings.clone();
-            Ok(Prepared { operation, sent, captured, warnings })
+            Ok(Prepared { operation: *operation, sent, captured, warnings })
         }
-        Err(error) => {
-            if let Attempt::Changed(_, Some(path)) = &error {
+        Carried::Undone(why) => {
+            if let Unsent::Changed(_, Some(path)) = &why {
                 captured.distrust(path);
             }
             record.retreat(id);
             record.save()?;
-            Err(error)
-        }
-    }
-}
-
-/// Sends a tree while the operation is watched.
-async fn carry(
-    client: &Client,
-    stream: ByteStream,
-    operation: Operation,
-    tree: Arc<tree::Tree>,
-    bar: &Bar,
-) -> Result<(Operation, Sent), Attempt> {
-    bar.phase("waiting for the VM");
-    let shown = bar.clone();
-    let id = operation.id;
-    let upload = tree::upload(stream, tree, move |progress| shown.progress(progress));
-    let follow = wait::follow(client, operation, None, |_| Ok(()));
-    tokio::pin!(upload, follow);
-    tokio::select! {
-        ended = &mut follow => {
-            // It says why; what is sent still goes nowhere. A success was told before the stream's end was.
-            let operation = wait::succeeded(ended.map_err(of_failure)?)?;
-            let sent = upload.await.map_err(of_send)?;
-            Ok((operation, sent))
-        }
-        sent = &mut upload => match sent {
-            Ok(sent) => Ok((wait::succeeded(follow.await.map_err(of_failure)?)?, sent)),
-            Err(error @ (SendError::Changed { .. } | SendError::Read { .. })) => {
-                // Its end is waited for, so that the next one does not queue behind it.
-                let ended = follow.await.map(|operation| operation.state);
-                tracing::debug!(?ended, %id, "the prepare ended, as its tree changed");
-                Err(of_send(error))
+            if let Some((_, base)) = record.bases.first() {
+                record.references().keep(&record.git(), base)?;
             }
-            // The operation's error says more than the stream's end.
-            Err(error) => {
-                wait::succeeded(follow.await.map_err(of_failure)?)?;
-                Err(of_send(error))
-            }
-        },
-        interrupted = tokio::signal::ctrl_c() => {
-            tracing::debug!(?interrupted, "Ctrl-C");
-            client.change::<operation::Cancel>(&OperationRef { id }, deadline::QUICK).await?;
-            Err(ApiError::cancelled("the prepare was called off; the VM's tree is what it was").into())
+            Err(why)
         }
+        // Both the old snapshot and the new one stay: the VM's base may be either.
+        Carried::Unknown(error) => Err(error.into()),
     }
 }
 
@@ -217,26 +169,6 @@ pub(super) fn of_failure(failure: Failure) -> ApiError {
     match failure {
         Failure::Api(error) => *error,
         Failure::OutputClosed => ApiError::internal("standard output is closed"),
-    }
-}
-
-fn of_send(error: SendError) -> Attempt {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(inner) = cause {
-        text.push_str(&format!(": {inner}"));
-        cause = inner.source();
-    }
-    match error {
-        SendError::Changed { path } => {
-            let error = ApiError::new(ErrorCode::Aborted, text);
-            Attempt::Changed(error.hint("something writes there; try again when it is done"), Some(Box::new(path)))
-        }
-        SendError::Read { .. } | SendError::Refused(_) => Attempt::Failed(ApiError::failed_precondition(text)),
-        SendError::Stream(_) => {
-            Attempt::Failed(ApiError::unavailable(text).hint("does the VM still run? Prepare again"))
-        }
-        SendError::Protocol(_) => Attempt::Failed(ApiError::internal(text)),
     }
 }
 

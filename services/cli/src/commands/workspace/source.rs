@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use contract::{ApiError, worktree::History};
+use worktree::Repo;
+
+use crate::args::{PrepareArgs, TakeArgs};
 
 /// Where the files come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +43,50 @@ impl Origin {
             _ => Self::Here(text.into()),
         }
     }
+}
+
+/// Refuses options that say nothing about such a source, instead of passing over them.
+///
+/// # Errors
+/// There is one.
+pub fn check(origin: &Origin, args: &PrepareArgs) -> Result<(), ApiError> {
+    let refuse = |what: &str, hint: &str| {
+        let message = format!("{what} does not go with {}", args.source);
+        Err(ApiError::invalid_argument(message).hint(hint))
+    };
+    let TakeArgs { history, include_ignored, dirty } = &args.take;
+    if args.reference.is_some() && !matches!(origin, Origin::Git(_)) {
+        return refuse("--ref", "it names a branch of a git URL");
+    }
+    if history.is_some() && matches!(origin, Origin::Host(_) | Origin::Archive) {
+        return refuse("--history", "files from a host or an archive are taken as they are");
+    }
+    if (!include_ignored.is_empty() || dirty.is_some()) && !matches!(origin, Origin::Here(_)) {
+        return refuse("--include-ignored or --dirty", "they are about a worktree here");
+    }
+    match origin {
+        Origin::Here(dir) => check_here(dir, &args.take),
+        _ => Ok(()),
+    }
+}
+
+/// The same for a directory here, which need not be a repository.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_here(dir: &Path, take: &TakeArgs) -> Result<(), ApiError> {
+    let asks = [
+        ("--history", take.history.as_ref().is_some_and(|history| history != "none")),
+        ("--include-ignored", !take.include_ignored.is_empty()),
+        ("--dirty", take.dirty.is_some()),
+    ];
+    let Some((what, _)) = asks.into_iter().find(|(_, asked)| *asked) else { return Ok(()) };
+    // What is no directory is refused with words of its own where it is read.
+    if dir.is_dir() && Repo::find(dir)?.is_none() {
+        let message = format!("{what} does not go with {}, which is no git repository", dir.display());
+        return Err(ApiError::invalid_argument(message).hint("all of its files are taken as they are: leave it out"));
+    }
+    Ok(())
 }
 
 /// Reads `full`, `none` or a number.

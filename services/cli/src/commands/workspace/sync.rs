@@ -15,6 +15,7 @@ use worktree::apply;
 use super::{
     Bar,
     export::{self, Origin, Taking},
+    look::look,
     options,
     prepare::{self, Prepare},
     warn,
@@ -33,6 +34,11 @@ const QUIET: Duration = Duration::from_millis(300);
 const QUIET_MAX: Duration = Duration::from_secs(3);
 /// How often a VM is asked for changes where nothing else was said.
 const FROM_VM: Duration = Duration::from_secs(3);
+/// The longest pause between two looks at a VM in which nothing changes, where nothing else was said: a look costs the guest a `stat` of
+/// each file, and who waits for a change may wait for so long.
+const LOOK_MAX: Duration = Duration::from_secs(12);
+/// The longest pause where exports take nothing out, as with guests that cannot be looked at: each of them is a row for days.
+const EXPORT_MAX: Duration = Duration::from_secs(60);
 
 /// Syncs once, or until it is interrupted.
 ///
@@ -44,7 +50,7 @@ pub async fn run(global: &Global, format: Format, args: SyncArgs) -> Result<Outc
     let client = Client::connect(global).await?;
     let syncing = async {
         if args.from_vm {
-            from_vm(&client, format, &args, interval.unwrap_or(FROM_VM)).await
+            from_vm(&client, format, &args, interval).await
         } else {
             to_vm(&client, format, &args, interval).await
         }
@@ -64,6 +70,7 @@ pub async fn run(global: &Global, format: Format, args: SyncArgs) -> Result<Outc
 
 async fn to_vm(client: &Client, format: Format, args: &SyncArgs, interval: Option<Duration>) -> Result<(), Failure> {
     let dir = args.source.clone().unwrap_or_else(|| PathBuf::from("."));
+    super::source::check_here(&dir, &args.take)?;
     let taking = prepare::taking(dir.clone(), options(&args.take)?);
     let asked = Prepare {
         vm: args.vm.clone(),
@@ -164,20 +171,66 @@ fn counts(event: &Event) -> bool {
     theirs && !matches!(event.kind, EventKind::Access(_))
 }
 
-async fn from_vm(client: &Client, format: Format, args: &SyncArgs, interval: Duration) -> Result<(), Failure> {
+async fn from_vm(client: &Client, format: Format, args: &SyncArgs, interval: Option<Duration>) -> Result<(), Failure> {
     let taking = Taking { advance: true, ..Taking::of(&args.vm, Some(&args.path)) };
+    let mut pauses = Pauses::new(interval);
     loop {
+        // A look costs no operation; where it is not known, an export is asked for less and less often.
+        let looked = if args.watch { look(client, &args.vm, &args.path).await } else { None };
+        if looked.is_some_and(|looked| !looked.changed) {
+            tokio::time::sleep(pauses.quiet()).await;
+            continue;
+        }
         let fetched = export::fetch(client, &taking).await?;
-        take(client, format, args, fetched).await?;
+        let changed = take(client, format, args, fetched).await?;
         if !args.watch {
             return Ok(());
         }
-        tokio::time::sleep(interval).await;
+        tokio::time::sleep(if changed { pauses.changed() } else { pauses.in_vain() }).await;
     }
 }
 
-/// Makes the VM's changes here, and only then has it forget that they are changes.
-async fn take(client: &Client, format: Format, args: &SyncArgs, fetched: export::Fetched) -> Result<(), Failure> {
+/// How long to wait for changes in a VM before it is asked again: longer, the longer there are none.
+struct Pauses {
+    least: Duration,
+    /// The user said how often to look.
+    fixed: bool,
+    now: Duration,
+}
+
+impl Pauses {
+    fn new(interval: Option<Duration>) -> Self {
+        let least = interval.unwrap_or(FROM_VM);
+        Self { least, fixed: interval.is_some(), now: least }
+    }
+
+    /// After changes more are to be expected.
+    fn changed(&mut self) -> Duration {
+        self.now = self.least;
+        self.now
+    }
+
+    /// After a look that saw nothing.
+    fn quiet(&mut self) -> Duration {
+        if !self.fixed {
+            self.longer(LOOK_MAX);
+        }
+        self.now
+    }
+
+    /// After an export that had nothing to take: each is an operation that is kept.
+    fn in_vain(&mut self) -> Duration {
+        self.longer(EXPORT_MAX);
+        self.now
+    }
+
+    fn longer(&mut self, most: Duration) {
+        self.now = (self.now * 2).min(most.max(self.least));
+    }
+}
+
+/// Makes the VM's changes here, and only then has it forget that they are changes. Whether there were any.
+async fn take(client: &Client, format: Format, args: &SyncArgs, fetched: export::Fetched) -> Result<bool, Failure> {
     let into = args.source.clone();
     let work = tokio::task::spawn_blocking(move || {
         let applied = apply_here(&fetched, into.as_deref());
@@ -195,7 +248,8 @@ async fn take(client: &Client, format: Format, args: &SyncArgs, fetched: export:
     };
     fetched.accept(client).await?;
     let nothing = applied == worktree::Applied::default();
-    tell(format, &[("written", applied.written as u64), ("removed", applied.removed as u64)], nothing && args.watch)
+    tell(format, &[("written", applied.written as u64), ("removed", applied.removed as u64)], nothing && args.watch)?;
+    Ok(!nothing)
 }
 
 fn apply_here(fetched: &export::Fetched, into: Option<&Path>) -> Result<worktree::Applied, ApiError> {
@@ -230,5 +284,25 @@ fn tell(format: Format, counts: &[(&str, u64)], silent: bool) -> Result<(), Fail
             let words: Vec<_> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
             output::text(&format!("{}\n", words.join(", ")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_while_nothing_changes_and_shrink_when_something_does() {
+        let seconds = |text: &mut Pauses, next: fn(&mut Pauses) -> Duration, times: usize| {
+            (0..times).map(|_| next(text).as_secs()).collect::<Vec<_>>()
+        };
+        let mut pauses = Pauses::new(None);
+        assert_eq!(seconds(&mut pauses, Pauses::quiet, 4), [6, 12, 12, 12]);
+        assert_eq!(seconds(&mut pauses, Pauses::changed, 1), [3]);
+        assert_eq!(seconds(&mut pauses, Pauses::in_vain, 6), [6, 12, 24, 48, 60, 60]);
+        // Who says how often is looked for is taken at his word; what costs an operation each time is not.
+        let mut pauses = Pauses::new(Some(Duration::from_secs(90)));
+        assert_eq!(seconds(&mut pauses, Pauses::quiet, 2), [90, 90]);
+        assert_eq!(seconds(&mut pauses, Pauses::in_vain, 2), [90, 90]);
     }
 }
