@@ -6,6 +6,7 @@
 //! All of it blocks, over any [`std::io::Read`] and [`std::io::Write`]; [`upload`] and [`download`] carry it over a byte stream in [`contract::frame`]s.
 
 mod blob;
+mod content;
 mod entry;
 mod error;
 mod export;
