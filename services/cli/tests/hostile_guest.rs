@@ -113,7 +113,12 @@ async fn endless(mut stream: ByteStream, warnings: bool, flow: &Flow) {
     }
 }
 
-nix::ioctl_read_bad!(waiting_bytes, nix::libc::FIONREAD, nix::libc::c_int);
+nix::ioctl_read_bad!(
+    /// How many bytes wait in a pipe.
+    waiting_bytes,
+    nix::libc::FIONREAD,
+    nix::libc::c_int
+);
 
 /// How many looks in a row must find the same before nothing is taken to move.
 const LOOKS: u32 = 5;
