@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::StoreError;
 
-use super::pull::claim_lost;
+use super::publish::claim_lost;
 use crate::db::{
     publication::{Withdrawn, image_withdraw},
     removal::{Removal, removal_done, removal_failed, removal_list},

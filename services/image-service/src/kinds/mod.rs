@@ -5,17 +5,22 @@
 
 mod agent;
 mod delete;
+mod publish;
 mod pull;
+
+use std::sync::Arc;
 
 use contract::{ApiError, ImageId, ImageName};
 use operations::EngineBuilder;
 
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
+pub use publish::{Made, Makes, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
 
 /// Adds all kinds to an engine; at most `publications` keep a database connection while they wait.
 pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
-    engine.kind(Pull::new(publications)).kind(Delete)
+    let turns = Arc::new(Turns::new(publications));
+    engine.kind(Pull::new(turns)).kind(Delete)
 }
 
 /// What operations on this image exclude each other by.

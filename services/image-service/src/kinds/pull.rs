@@ -1,10 +1,13 @@
 //! `image.pull`: choose a host, have it stage the image, publish it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use contract::{
-    ApiError, HostId, ImageId,
+    HostId, ImageId,
     agent::StagedImage,
     host::{self, Empty},
     image::{Image, PullRequest},
@@ -12,28 +15,22 @@ use contract::{
 use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 
-use super::{agent, name_taken};
-use crate::{
-    db::{
-        image::name_holder,
-        publication::{Withdrawn, image_withdraw, name_hold},
-        removal::{removal_done, removal_list},
-    },
-    domain::placement,
+use super::{
+    agent, name_taken,
+    publish::{Made, Makes, Publish, Turns, host_of},
 };
+use crate::{db::image::name_holder, domain::placement};
 
 /// Pulls an image from a registry or an OCI layout.
 pub struct Pull {
-    publications: Semaphore,
+    turns: Arc<Turns>,
 }
 
 impl Pull {
-    /// At most this many publications at once in this process: each keeps a database connection while it waits for its
-    /// name or its host, and leases must be renewed and requests answered meanwhile.
-    pub fn new(publications: usize) -> Self {
-        Self { publications: Semaphore::new(publications.max(1)) }
+    /// With the turns of all publications.
+    pub fn new(turns: Arc<Turns>) -> Self {
+        Self { turns }
     }
 }
 
@@ -54,14 +51,6 @@ pub struct Journal {
     image: Option<Image>,
 }
 
-impl Journal {
-    fn host(&self) -> Result<&HostId, StepError> {
-        self.host
-            .as_ref()
-            .ok_or_else(|| StepError::permanent(ApiError::internal("the journal of this pull names no host")))
-    }
-}
-
 impl Kind for Pull {
     const NAME: &'static str = "image.pull";
     type Request = PullOrder;
@@ -73,6 +62,24 @@ impl Kind for Pull {
 
     fn result(&self, _: &PullOrder, journal: &Journal) -> Value {
         json!(journal.image)
+    }
+}
+
+impl Makes for Pull {
+    fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    fn made(order: &PullOrder) -> Made<'_> {
+        Made { id: order.image_id, name: &order.pull.name, source: order.pull.source.to_string() }
+    }
+
+    fn host(journal: &Journal) -> Option<&HostId> {
+        journal.host.as_ref()
+    }
+
+    fn published(journal: &mut Journal, image: Image) {
+        journal.image = Some(image);
     }
 }
 
@@ -124,74 +131,11 @@ impl Step<Pull> for Stage {
     }
 
     async fn run(&self, cx: &Context, _: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
-        journal.staged = Some(agent::stage(cx, journal.host()?, &order.pull.source).await?);
+        journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, &order.pull.source).await?);
         Ok(())
     }
 
     async fn undo(&self, cx: &Context, _: &Pull, _: &PullOrder, journal: &Journal) -> Result<(), StepError> {
-        Ok(agent::discard(cx, journal.host()?).await?)
+        Ok(agent::discard(cx, host_of::<Pull>(journal)?).await?)
     }
-}
-
-/// The publication atom: name locked → looked at again → files renamed → rows inserted → committed.
-///
-/// A repeat finds its own image published, or does it all again: the rename of what is renamed already is nothing.
-struct Publish;
-
-#[async_trait]
-impl Step<Pull> for Publish {
-    fn name(&self) -> &'static str {
-        "publish"
-    }
-
-    async fn run(&self, cx: &Context, kind: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
-        let (id, name, host) = (order.image_id, &order.pull.name, journal.host()?);
-        let Ok(_turn) = kind.publications.acquire().await else {
-            return Err(StepError::retry(ApiError::unavailable("this worker publishes nothing any more")));
-        };
-        let mut client = cx.store().client().await?;
-        let held = name_hold(&mut client, name, id).await?;
-        let image = match held.holder {
-            Some(holder) if holder == id => held.published(id).await?,
-            Some(_) => return Err(StepError::permanent(name_taken(name, None))),
-            None => {
-                let staged = agent::publish(cx, host, id).await?;
-                runtime::fault::point("image.pull/publish/renamed");
-                let source = order.pull.source.to_string();
-                held.publish(cx.fence(), id, &source, &staged, host).await?
-            }
-        };
-        let image = image.ok_or_else(|| StepError::retry(claim_lost()))?;
-        tracing::info!(image.id = %id, image.name = %name, image.digest = %image.digest, host.id = %host, "published");
-        journal.image = Some(image);
-        Ok(())
-    }
-
-    /// Rows first, if they were committed; then the files. The staging goes before the final directory, so that a
-    /// rename that arrives late finds nothing to rename.
-    async fn undo(&self, cx: &Context, _: &Pull, order: &PullOrder, journal: &Journal) -> Result<(), StepError> {
-        let (id, host) = (order.image_id, journal.host()?);
-        let mut client = cx.store().client().await?;
-        match image_withdraw(&mut client, cx.fence(), id).await? {
-            Withdrawn::Done => {}
-            Withdrawn::ClaimLost => return Err(StepError::retry(claim_lost())),
-            Withdrawn::InUse(users) => {
-                tracing::warn!(image.id = %id, users = users.count, "the image stays: VMs use it already");
-                return Ok(());
-            }
-        }
-        drop(client);
-        agent::discard(cx, host).await?;
-        agent::remove(cx, host, id).await?;
-        let client = cx.store().client().await?;
-        for removal in removal_list(&client, id).await?.iter().filter(|removal| removal.host == *host) {
-            removal_done(&client, removal).await?;
-        }
-        Ok(())
-    }
-}
-
-/// What a worker is told whose lease ran out; nobody else ever reads it.
-pub(super) fn claim_lost() -> ApiError {
-    ApiError::aborted("another worker has the operation")
 }

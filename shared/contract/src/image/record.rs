@@ -1,0 +1,44 @@
+//! An **image** as clients see it, and how they name one.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::ImageConfig;
+use crate::{
+    id::{HostId, ImageId},
+    name::ImageName,
+};
+
+/// Names one image, by name or id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRef {
+    /// Its name or id.
+    pub image: String,
+}
+
+/// An image as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// Its name.
+    pub name: ImageName,
+    /// The digest of its manifest for this architecture: `sha256:…`.
+    pub digest: String,
+    /// Where it came from.
+    pub source: String,
+    /// OCI architecture, e.g. `amd64`.
+    pub architecture: String,
+    /// Size of its root filesystem, in bytes.
+    pub rootfs_bytes: u64,
+    /// What its author asked to be run.
+    pub config: ImageConfig,
+    /// The hosts that hold it.
+    pub hosts: Vec<HostId>,
+    /// When it was published.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String")]
+    pub created_at: OffsetDateTime,
+}
