@@ -172,6 +172,7 @@ async fn serve(
 async fn serve_images(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyhow::Result<()> {
     let images = vms.deps().images.clone();
     let empty = |()| Empty {};
+    command!(service, host, agent::ImageResolve, images, |images, request| images.resolve(&request).await);
     command!(service, host, agent::ImageStage, images, |images, request| images.stage(&request).await);
     command!(service, host, agent::ImagePublish, images, |images, request| images.publish(&request).await);
     command!(service, host, agent::ImageDiscard, images, |images, request| images.discard(&request).await.map(empty));

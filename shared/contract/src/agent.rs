@@ -12,7 +12,10 @@ mod vm;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use image::{DiscardRequest, PublishRequest, RemoveImageRequest, StageRequest, StageStatus, StagedImage};
+pub use image::{
+    DiscardRequest, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest, StageStatus,
+    StagedImage,
+};
 pub use transfer::{ExportChangesRequest, ForgetRequest, ImportFrom, ImportRequest, TransferRequest};
 pub use vm::{
     AdjustRequest, Adjusted, HostVmState, Observations, ProvisionRequest, Provisioned, StopRequest, VmCommand,
@@ -93,6 +96,8 @@ agent_verbs! {
     HostExamine = "host.examine", deadline::AGENT, ExamineRequest => Findings;
     /// Measures what VMs use of the host.
     HostUsage = "host.usage", deadline::USAGE, SampleRequest => Samples;
+    /// Finds out which manifest a source stands for now, without a download.
+    ImageResolve = "image.resolve", deadline::AGENT, ResolveRequest => ResolvedImage;
     /// Starts staging an image, or asks how it goes.
     ImageStage = "image.stage", deadline::AGENT, StageRequest => StageStatus;
     /// Renames a staged image to its final place.

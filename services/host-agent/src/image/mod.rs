@@ -24,7 +24,10 @@ use std::{
 
 use contract::{
     ApiError, ImageId, OperationId,
-    agent::{DiscardRequest, Fence, PublishRequest, RemoveImageRequest, StageRequest, StageStatus, StagedImage},
+    agent::{
+        DiscardRequest, Fence, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest,
+        StageStatus, StagedImage,
+    },
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -35,6 +38,7 @@ pub use limits::Limits;
 
 use crate::files;
 use progress::Reporter;
+use source::Source;
 use stage::Staging;
 
 /// The root filesystem's name in an image's directory.
@@ -43,6 +47,9 @@ const ROOTFS: &str = "rootfs.ext4";
 const MANIFEST: &str = "manifest.json";
 /// Stagings nobody asked for this long are leaks.
 const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a source may take to say what it has: less than the command's deadline, so that the answer says why.
+const RESOLVE: Duration = Duration::from_secs(20);
 
 /// How images are staged.
 #[derive(Clone, Debug)]
@@ -143,6 +150,24 @@ impl ImageStore {
         } else {
             Err(ApiError::not_found(format!("the image {image} is not on this host")))
         }
+    }
+
+    /// Finds out what a source stands for now.
+    ///
+    /// # Errors
+    /// The source is not there, refuses, or offers nothing for this machine; `deadline_exceeded` when it takes too long.
+    pub async fn resolve(&self, request: &ResolveRequest) -> Result<ResolvedImage, ApiError> {
+        let find = async {
+            let source = Source::open(&request.source, &self.options)?;
+            manifest::resolve(&source, &self.options.limits).await
+        };
+        let late = |_| {
+            ApiError::deadline_exceeded(format!("{} has not answered in {} s", request.source, RESOLVE.as_secs()))
+                .hint("is its registry up, and reachable from the host?")
+        };
+        let resolved = tokio::time::timeout(RESOLVE, find).await.map_err(late)??;
+        let layers = resolved.layers.iter().map(|(layer, _)| layer.size).collect();
+        Ok(ResolvedImage { digest: resolved.digest, architecture: resolved.architecture, layers })
     }
 
     /// Starts a staging, or joins it, and waits a while for its end.

@@ -23,6 +23,25 @@ pub struct StageRequest {
     pub wait_ms: u64,
 }
 
+/// Asks what a source stands for now; nothing is downloaded but its manifests and configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveRequest {
+    /// Where from.
+    pub source: ImageSource,
+}
+
+/// What a source stands for on this host's architecture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResolvedImage {
+    /// Digest of the manifest for this architecture: what [`StagedImage::digest`] would be.
+    pub digest: String,
+    /// OCI architecture.
+    pub architecture: String,
+    /// Bytes of each layer as it is downloaded, lowest first.
+    pub layers: Vec<u64>,
+}
+
 /// How a staging goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
