@@ -50,7 +50,7 @@ async fn end(dirs: &VmDirs, vm: VmId) -> anyhow::Result<()> {
         vmm.stop_wanted = true;
         dirs.save(&handles)?;
     }
-    let guest = Guest::connect(dirs.dir(vm), names::CHANNEL);
+    let guest = Guest::connect(dirs.dir(vm), names::CHANNEL, None);
     let polite = async {
         // The stream is kept open until the guest is off.
         let _stream = guest.ask(&Request::PowerOff).await;

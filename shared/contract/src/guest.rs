@@ -8,11 +8,18 @@
 //! yamux, the host as client. Each yamux stream begins with one [`Request`] from the host as a
 //! JSON message (four bytes of length, big endian, then so many bytes, [`MESSAGE_MAX`] at most), answered with one
 //! [`Reply`] of the same form. After an `ok` the stream carries what the request says.
+//!
+//! A **lane** is another connection of this kind for what moves many bytes, over TCP to the VM's own address, as virtio-serial moves
+//! a page at a time. It is offered over the channel and good for one connection: the host shows the token it chose, 32 bytes, and
+//! yamux follows. What tells a host that it may not be used is that it cannot be made; the channel does the same then.
+
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    direct::Token,
     error::ApiError,
     id::OperationId,
     job::{Attach, Job, JobAsk},
@@ -28,6 +35,11 @@ pub const MAGIC: [u8; 8] = *b"\x00WARREN\x01";
 
 /// The longest request or reply message, in bytes.
 pub const MESSAGE_MAX: usize = 256 * 1024;
+
+/// The bytes of a lane's token.
+pub const LANE_TOKEN: usize = 32;
+/// How long a guest listens for a lane.
+pub const LANE_LIFE: Duration = Duration::from_secs(10);
 
 /// What the host asks of the guest at the beginning of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +82,8 @@ pub enum Request {
     Transfer(TransferQuery),
     /// Ends an import or export; one that is not there is no error.
     AbortTransfer(OperationId),
+    /// Has the guest listen for a lane on its address, for [`LANE_LIFE`]; a guest of an older version answers with an error.
+    Lane(Token),
     /// Forgets a workspace, and removes its files; answered when that is done.
     Forget(RemoveOrder),
     /// Powers the guest off; answered before it begins.
@@ -98,6 +112,8 @@ pub enum Reply {
     Jobs(Vec<Job>),
     /// Answers [`Request::Transfer`].
     Transfer(TransferStatus),
+    /// Answers [`Request::Lane`]: the TCP port.
+    Lane(u16),
     /// Done, or connected.
     Ok,
     /// Refused or failed.

@@ -136,11 +136,8 @@ impl Supervisor {
         let mut tasks = JoinSet::new();
         for spec in specs {
             // Engines are not restarted by an upgrade of Warren.
-            let restart = if spec.name == "postgres" || spec.name == "nats" {
-                watch::Sender::new(0).subscribe()
-            } else {
-                self.restart.subscribe()
-            };
+            let engine = spec.name == "postgres" || spec.name == "nats";
+            let restart = (!engine).then(|| self.restart.subscribe());
             tasks.spawn(task::keep(spec, self.layout.clone(), self.board.clone(), end.clone(), restart));
         }
         Group { name, tasks, end }

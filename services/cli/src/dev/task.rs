@@ -49,15 +49,23 @@ pub struct Spec {
     pub stop_bound: Duration,
 }
 
-/// Keeps a process running until `end`; a change of `restart` restarts it at once.
-pub async fn keep(spec: Spec, layout: Layout, board: Board, end: CancellationToken, mut restart: watch::Receiver<u64>) {
+/// Keeps a process running until `end`; a change of `restart`, if there is one, restarts it at once.
+pub async fn keep(
+    spec: Spec,
+    layout: Layout,
+    board: Board,
+    end: CancellationToken,
+    mut restart: Option<watch::Receiver<u64>>,
+) {
     let mut pause = PAUSE_MIN;
     loop {
-        restart.mark_unchanged();
+        if let Some(restart) = &mut restart {
+            restart.mark_unchanged();
+        }
         let started = Instant::now();
         let how = match spawn(&spec, &layout) {
             Err(error) => format!("could not be started: {error}"),
-            Ok(child) => match run(&spec, &layout, &board, child, &end, &mut restart).await {
+            Ok(child) => match run(&spec, &layout, &board, child, &end, restart.as_mut()).await {
                 Ended::AsAsked => return,
                 Ended::ToRestart => {
                     board.row(&spec.name, |row| row.last_end = Some("restarted as asked".to_owned()));
@@ -95,7 +103,7 @@ async fn run(
     board: &Board,
     mut child: Child,
     end: &CancellationToken,
-    restart: &mut watch::Receiver<u64>,
+    mut restart: Option<&mut watch::Receiver<u64>>,
 ) -> Ended {
     let process = child.id().and_then(|pid| ProcessId::of(pid.cast_signed()));
     board.row(&spec.name, |row| row.process = process.clone());
@@ -110,13 +118,23 @@ async fn run(
                 return Ended::ByItself(how);
             }
             () = end.cancelled() => break Ended::AsAsked,
-            changed = restart.changed() => if changed.is_ok() { break Ended::ToRestart },
+            () = asked_to(&mut restart) => break Ended::ToRestart,
             _ = look.tick() => bound_log(layout, &spec.name),
         }
     };
     stop(spec, &mut child).await;
     board.row(&spec.name, |row| row.process = None);
     ended
+}
+
+/// Waits for a restart to be asked for; for ever where nobody can.
+async fn asked_to(restart: &mut Option<&mut watch::Receiver<u64>>) {
+    if let Some(restart) = restart
+        && restart.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Ends a child in order, or kills it. Only the process itself: VMs are children of host-agents and live on.
@@ -160,5 +178,23 @@ pub fn bound_log(layout: &Layout, name: &str) {
         .and_then(|file| file.set_len(0));
     if let Err(error) = bounded {
         tracing::warn!(log = %path.display(), %error, "a log cannot be set aside");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_process_nobody_can_restart_waits_and_keeps_no_processor_busy() {
+        let mut orphan = watch::Sender::new(0).subscribe();
+        assert!(asked_to(&mut Some(&mut orphan)).now_or_never().is_none());
+        assert!(asked_to(&mut None).now_or_never().is_none());
+        let asking = watch::Sender::new(0);
+        let mut asked = asking.subscribe();
+        asking.send_replace(1);
+        assert!(asked_to(&mut Some(&mut asked)).now_or_never().is_some());
     }
 }

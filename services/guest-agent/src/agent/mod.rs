@@ -2,6 +2,7 @@
 
 pub mod channel;
 mod handshake;
+mod lane;
 pub mod mux;
 mod port;
 mod service;
@@ -14,8 +15,9 @@ use std::{
 };
 
 use contract::{config_drive::Settings, guest::GuestFacts};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+pub use lane::LANES_MAX;
 pub use service::answer;
 pub use stream::MuxStream;
 
@@ -43,6 +45,8 @@ pub struct Shared {
     pub jobs: Arc<Jobs>,
     /// The VM's workspaces.
     pub workspaces: Workspaces,
+    /// How many more lanes there may be.
+    pub lanes: Arc<Semaphore>,
     /// What is answered to `Ready`, from when it is true.
     pub facts: watch::Sender<Option<GuestFacts>>,
 }
@@ -82,6 +86,7 @@ async fn live(booted: &Booted, handed_over: &OwnedFd) -> std::io::Result<std::co
         ssh,
         jobs: Jobs::new(Some(RECORDS.into()), cgroups),
         workspaces: Workspaces::open(tree::StateDir(STATE.into())),
+        lanes: Arc::new(Semaphore::new(lane::LANES_MAX)),
         facts: watch::Sender::new(None),
     });
     let becoming = become_ready(Arc::clone(&shared), warnings, handed_over.as_fd().try_clone_to_owned()?);

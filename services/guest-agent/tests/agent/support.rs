@@ -66,6 +66,7 @@ pub fn shared_with(state: tree::StateDir) -> Arc<Shared> {
         ssh: Some(ssh),
         jobs: Jobs::new(None, Cgroups::none()),
         workspaces: Workspaces::open(state),
+        lanes: Arc::new(tokio::sync::Semaphore::new(guest_agent::agent::LANES_MAX)),
         facts: watch::Sender::new(None),
     })
 }

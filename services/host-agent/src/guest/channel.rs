@@ -5,26 +5,37 @@ use std::{
     io,
     os::fd::AsRawFd,
     path::PathBuf,
+    pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{
-    io::BufReader,
+    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
     net::UnixStream,
     sync::{mpsc, oneshot},
 };
-use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 
-use super::{GuestStream, handshake, tokio_stream};
+use super::handshake;
 
 /// First pause before the socket is tried again: it appears some milliseconds after the VMM's start.
 const RETRY_MIN: Duration = Duration::from_millis(10);
+/// How long a connection that nobody wants any more may take to send what was written last.
+const CLOSE: Duration = Duration::from_secs(10);
 /// Longest pause.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// How many may wait for a stream to be opened.
+const OPENINGS: usize = 32;
+
+/// What carries a connection.
+pub(super) trait Pipe: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Pipe for S {}
+
 type Opening = oneshot::Sender<Result<yamux::Stream, yamux::ConnectionError>>;
-type Connection = yamux::Connection<Compat<BufReader<UnixStream>>>;
+type Connection<S> = yamux::Connection<Compat<S>>;
 
 /// A channel that reconnects until every clone is dropped.
 #[derive(Clone, Debug)]
@@ -35,8 +46,31 @@ pub struct Channel {
 impl Channel {
     /// Connects to a socket in that directory, again and again.
     pub(super) fn keep(dir: PathBuf, socket: &'static str) -> Self {
-        let (openings, asked) = mpsc::channel(32);
+        let (openings, asked) = mpsc::channel(OPENINGS);
         tokio::spawn(keep(dir, socket, asked));
+        Self { openings }
+    }
+
+    /// One connection, which is not made anew. It ends with its last clone, or when `dead`, which is given a weak one, returns.
+    pub(super) fn once<S: Pipe, D: Future<Output = ()> + Send + 'static>(
+        pipe: S,
+        config: yamux::Config,
+        dead: impl FnOnce(WeakChannel) -> D,
+    ) -> Self {
+        let (openings, mut asked) = mpsc::channel(OPENINGS);
+        let dead = dead(WeakChannel(openings.downgrade()));
+        let mut connection = yamux::Connection::new(pipe.compat(), config, yamux::Mode::Client);
+        tokio::spawn(async move {
+            tokio::select! {
+                unwanted = drive(&mut connection, &mut asked) => if unwanted {
+                    // What its streams wrote last is still on its way out.
+                    let closing = std::future::poll_fn(|cx| connection.poll_close(cx));
+                    let closed = tokio::time::timeout(CLOSE, closing).await;
+                    tracing::trace!(?closed, "a lane has ended");
+                },
+                () = dead => {}
+            }
+        });
         Self { openings }
     }
 
@@ -46,7 +80,57 @@ impl Channel {
         let (answer, opened) = oneshot::channel();
         self.openings.send(answer).await.map_err(|_| gone())?;
         let stream = opened.await.map_err(|_| gone())?.map_err(io::Error::other)?;
-        Ok(tokio_stream(stream))
+        Ok(GuestStream { stream: stream.compat(), lane: None })
+    }
+}
+
+/// A channel that does not keep its connection.
+pub(super) struct WeakChannel(mpsc::WeakSender<Opening>);
+
+impl WeakChannel {
+    /// The channel, while somebody else keeps it.
+    pub(super) fn upgrade(&self) -> Option<Channel> {
+        Some(Channel { openings: self.0.upgrade()? })
+    }
+}
+
+/// A stream into the guest.
+#[derive(Debug)]
+pub struct GuestStream {
+    stream: Compat<yamux::Stream>,
+    /// The lane it is on, which ends with it.
+    lane: Option<Channel>,
+}
+
+impl GuestStream {
+    /// Keeps the lane it is on.
+    pub(super) fn keeping(self, lane: Channel) -> Self {
+        Self { lane: Some(lane), ..self }
+    }
+
+    /// Whether it is on a lane.
+    pub fn is_on_lane(&self) -> bool {
+        self.lane.is_some()
+    }
+}
+
+impl AsyncRead for GuestStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for GuestStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -54,9 +138,9 @@ async fn keep(dir: PathBuf, socket: &'static str, mut asked: mpsc::Receiver<Open
     let mut pause = RETRY_MIN;
     while !asked.is_closed() {
         match connect(&dir, socket).await {
-            Ok(connection) => {
+            Ok(mut connection) => {
                 pause = RETRY_MIN;
-                if drive(connection, &mut asked).await {
+                if drive(&mut connection, &mut asked).await {
                     return;
                 }
             }
@@ -76,7 +160,7 @@ async fn asked_closed(asked: &mpsc::Receiver<Opening>) {
     }
 }
 
-async fn connect(dir: &PathBuf, socket: &str) -> io::Result<Connection> {
+async fn connect(dir: &PathBuf, socket: &str) -> io::Result<Connection<BufReader<UnixStream>>> {
     // A unix socket's path has at most 107 bytes; through a descriptor of the directory it is always short.
     let dir = File::open(dir)?;
     let mut pipe = BufReader::new(UnixStream::connect(format!("/proc/self/fd/{}/{socket}", dir.as_raw_fd())).await?);
@@ -85,13 +169,13 @@ async fn connect(dir: &PathBuf, socket: &str) -> io::Result<Connection> {
 }
 
 /// Runs one connection; true when nobody wants the channel any more.
-async fn drive(mut connection: Connection, asked: &mut mpsc::Receiver<Opening>) -> bool {
+async fn drive<S: Pipe>(connection: &mut Connection<S>, asked: &mut mpsc::Receiver<Opening>) -> bool {
     let mut opening: Option<Opening> = None;
-    std::future::poll_fn(|cx| step(&mut connection, asked, &mut opening, cx)).await
+    std::future::poll_fn(|cx| step(connection, asked, &mut opening, cx)).await
 }
 
-fn step(
-    connection: &mut Connection,
+fn step<S: Pipe>(
+    connection: &mut Connection<S>,
     asked: &mut mpsc::Receiver<Opening>,
     opening: &mut Option<Opening>,
     cx: &mut Context<'_>,

@@ -2,6 +2,7 @@
 
 mod channel;
 mod handshake;
+mod lane;
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -15,28 +16,27 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
-use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
-pub use channel::Channel;
+pub use channel::{Channel, GuestStream};
+pub use lane::Road;
 
 /// How long a guest may take to answer a request other than `ready`: emulated and busy it takes a second.
 const ANSWER: Duration = Duration::from_secs(15);
 /// How long a request waits for the channel itself, which is down while an agent reconnects.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// A stream into the guest.
-pub type GuestStream = Compat<yamux::Stream>;
-
 /// Asks guests over a [`Channel`]; clones share it.
 #[derive(Clone, Debug)]
 pub struct Guest {
     channel: Channel,
+    /// How lanes reach it.
+    road: Option<Road>,
 }
 
 impl Guest {
-    /// Keeps a channel to the socket below that directory up until dropped.
-    pub fn connect(dir: PathBuf, socket: &'static str) -> Self {
-        Self { channel: Channel::keep(dir, socket) }
+    /// Keeps a channel to the socket below that directory up until dropped; with a road, what moves many bytes takes that.
+    pub fn connect(dir: PathBuf, socket: &'static str, road: Option<Road>) -> Self {
+        Self { channel: Channel::keep(dir, socket), road }
     }
 
     /// Waits until the guest is ready, for as long as the caller does; a channel that breaks meanwhile is made anew.
@@ -89,6 +89,18 @@ impl Guest {
         }
     }
 
+    /// Asks the guest for what moves many bytes: on a lane, or on the channel where none can be made.
+    ///
+    /// # Errors
+    /// What the guest answered, or `unavailable` when it does not answer.
+    pub async fn ask_for_much(&self, request: &Request) -> Result<GuestStream, ApiError> {
+        let Some(lane) = self.lane().await else { return self.ask(request).await };
+        match self.answer_on(&lane, request, ANSWER).await? {
+            (stream, Reply::Ok) => Ok(stream.keeping(lane)),
+            _ => Err(ApiError::internal("the guest gave an unexpected answer")),
+        }
+    }
+
     /// How a transfer of its workspaces goes.
     ///
     /// # Errors
@@ -113,8 +125,17 @@ impl Guest {
     }
 
     async fn answer(&self, request: &Request, time: Duration) -> Result<(GuestStream, Reply), ApiError> {
+        self.answer_on(&self.channel, request, time).await
+    }
+
+    async fn answer_on(
+        &self,
+        channel: &Channel,
+        request: &Request,
+        time: Duration,
+    ) -> Result<(GuestStream, Reply), ApiError> {
         let silent = || ApiError::unavailable("the guest does not answer").hint("`warren vm logs` shows its console");
-        let stream = timeout(CONNECT, self.channel.open()).await.map_err(|_| silent())?;
+        let stream = timeout(CONNECT, channel.open()).await.map_err(|_| silent())?;
         let mut stream = stream.map_err(|_| silent())?;
         match timeout(time, exchange(&mut stream, request)).await {
             Ok(Ok(Reply::Error(error))) => Err(of_an_older_guest(error)),
@@ -150,8 +171,4 @@ async fn exchange(stream: &mut GuestStream, request: &Request) -> io::Result<Rep
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;
     Ok(serde_json::from_slice(&bytes)?)
-}
-
-fn tokio_stream(stream: yamux::Stream) -> GuestStream {
-    stream.compat()
 }

@@ -72,7 +72,7 @@ impl Workspaces {
         match request.from {
             ImportFrom::Session(session) => {
                 let stream = ByteStream::accept(&self.bus, session).await?;
-                if let Some(inside) = began(guest.ask(&begin).await)? {
+                if let Some(inside) = began(guest.ask_for_much(&begin).await)? {
                     self.carry(request.vm, stream, inside, observed);
                 }
             }
@@ -81,7 +81,7 @@ impl Workspaces {
                 let opened = tokio::task::spawn_blocking(move || open_allowed(&path, &allowed)).await;
                 let (directory, path) = opened
                     .map_err(|error| ApiError::internal(format!("the directory cannot be opened: {error}")))??;
-                if let Some(inside) = began(guest.ask(&begin).await)? {
+                if let Some(inside) = began(guest.ask_for_much(&begin).await)? {
                     let open = self.vms.session(request.vm);
                     tokio::spawn(async move {
                         let _open = open;
@@ -103,7 +103,7 @@ impl Workspaces {
     pub async fn export(&self, request: ExportChangesRequest) -> Result<Empty, ApiError> {
         let (guest, observed) = self.guest(request.vm)?;
         let stream = ByteStream::accept(&self.bus, request.session).await?;
-        if let Some(inside) = began(guest.ask(&Request::ExportTree(request.order)).await)? {
+        if let Some(inside) = began(guest.ask_for_much(&Request::ExportTree(request.order)).await)? {
             self.carry(request.vm, stream, inside, observed);
         }
         Ok(Empty {})

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     capability::Site,
     files::{self, chain},
-    guest::Guest,
+    guest::{Guest, Road},
     handles::{Handles, VmmHandle},
     usage::Base,
     vmm::{
@@ -69,7 +69,9 @@ impl Owner {
     /// Follows a running VMM: its end, and its guest's readiness.
     pub(super) fn watch(&mut self, process: Process, boot: u64, ready: bool) {
         let process = Arc::new(process);
-        let guest = Guest::connect(self.deps.dirs.dir(self.vm), names::CHANNEL);
+        let address = self.handles.as_ref().map(|handles| handles.spec.address.addr());
+        let road = address.map(|address| Road { lab: self.deps.lab.clone(), address });
+        let guest = Guest::connect(self.deps.dirs.dir(self.vm), names::CHANNEL, road);
         let (watched, events) = (process.clone(), self.events.0.clone());
         tokio::spawn(async move {
             let exit = watched.wait().await;

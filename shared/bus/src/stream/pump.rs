@@ -150,7 +150,7 @@ impl Pump {
     async fn packet(&mut self, payload: Bytes) -> Next {
         self.heard = Instant::now();
         self.heard_once.cancel();
-        self.patience = None;
+        let begins = self.patience.take().is_some();
         match Packet::decode(payload) {
             None => Next::Broken("the peer sent a malformed packet".to_owned()),
             Some(Packet::Reset { reason }) if self.receiver.is_whole() && !self.deaf => {
@@ -167,7 +167,8 @@ impl Pump {
                 if self.sender.acknowledge(received, limit) {
                     self.progress = self.heard;
                 }
-                if resend {
+                // An acceptor that has only begun to listen has missed what was written before.
+                if resend || (begins && self.sender.waits()) {
                     self.send_again().await;
                 }
                 self.check()
