@@ -45,6 +45,7 @@ async fn files_ports_and_plain_ssh_lead_into_a_vm() {
     lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
     lab.must(&["vm", "create", "web", "--image", "bb", "--memory", "128M", "--disk", "256M"]).await;
     files(&lab).await;
+    lanes(&lab).await;
     ports(&lab).await;
     roads(&lab, port).await;
     endless(&lab).await;
@@ -57,6 +58,28 @@ async fn files_ports_and_plain_ssh_lead_into_a_vm() {
     refused(&lab, &["cp", "web:/etc", "-"], "failed_precondition", 5).await;
     lab.must(&["vm", "rm", "web"]).await;
     assert_eq!(lab.residue().await, Vec::<String>::new());
+}
+
+/// Files take the VM's network, and do without where it has none.
+async fn lanes(lab: &Lab) {
+    let (size, here) = (4_000_000, lab.scratch().join("many"));
+    std::fs::write(&here, vec![9; size]).unwrap();
+    let copy = [&here.display().to_string(), "web:/tmp/many"];
+    let by_network = async || {
+        let received =
+            async || guest(lab, "cat /sys/class/net/eth0/statistics/rx_bytes").await.parse::<usize>().unwrap();
+        let before = received().await;
+        lab.must(&["cp", copy[0], copy[1]]).await;
+        assert_eq!(guest(lab, "wc -c < /tmp/many; rm /tmp/many").await, size.to_string());
+        received().await - before
+    };
+    assert!(by_network().await >= size, "the network carried it");
+    // The command that takes the network away does not need it.
+    let gateway = guest(lab, "ip route | awk '/^default/ {print $3}'").await;
+    guest(lab, "ip link set eth0 down").await;
+    assert!(by_network().await < size / 2, "the channel carried it");
+    guest(lab, &format!("ip link set eth0 up && ip route add default via {gateway}")).await;
+    assert!(by_network().await >= size, "the network carries again");
 }
 
 async fn files(lab: &Lab) {

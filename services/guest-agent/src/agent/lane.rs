@@ -47,7 +47,8 @@ async fn listen(token: &Token, shared: &Arc<Shared>) -> Result<u16, ApiError> {
     let network = shared.settings.network.as_ref();
     let network = network.ok_or_else(|| ApiError::failed_precondition("this VM has no network for a lane"))?;
     let permit = Arc::clone(&shared.lanes).try_acquire_owned();
-    let permit = permit.map_err(|_| ApiError::resource_exhausted(format!("the guest has {LANES_MAX} lanes already")))?;
+    let permit =
+        permit.map_err(|_| ApiError::resource_exhausted(format!("the guest has {LANES_MAX} lanes already")))?;
     let bind = async {
         let listener = TcpListener::bind((network.address.addr(), 0)).await?;
         let port = listener.local_addr()?.port();

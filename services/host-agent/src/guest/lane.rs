@@ -96,3 +96,54 @@ async fn pulse(channel: &Channel) -> bool {
     let asked = async { super::exchange(&mut channel.open().await?, &Request::Ping).await };
     matches!(timeout(PULSE, asked).await, Ok(Ok(Reply::Ok)))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use tokio_util::compat::TokioAsyncReadCompatExt;
+
+    use super::*;
+
+    /// A guest that answers every request with `ok`.
+    fn answering(pipe: DuplexStream) {
+        tokio::spawn(async move {
+            let mut connection = yamux::Connection::new(pipe.compat(), yamux::Config::default(), yamux::Mode::Server);
+            while let Some(Ok(stream)) = std::future::poll_fn(|cx| connection.poll_next_inbound(cx)).await {
+                tokio::spawn(async move {
+                    let mut stream = tokio_util::compat::FuturesAsyncReadCompatExt::compat(stream);
+                    let length = stream.read_u32().await.unwrap();
+                    stream.read_exact(&mut vec![0; length as usize]).await.unwrap();
+                    stream.write_all(b"\0\0\0\x04\"ok\"").await.unwrap();
+                    stream.shutdown().await.unwrap_or_default();
+                });
+            }
+        });
+    }
+
+    fn channel(pipe: DuplexStream) -> Channel {
+        Channel::once(pipe, yamux::Config::default(), |_| std::future::pending())
+    }
+
+    /// What becomes of a lane whose guest answers there, and on its channel, or does not: whether it ends by itself.
+    async fn ends(on_lane: bool, on_channel: bool) -> bool {
+        let ((host, guest), (lane, other)) = (duplex(1 << 16), duplex(1 << 16));
+        let mut silent = Vec::new();
+        for (pipe, answers) in [(guest, on_channel), (other, on_lane)] {
+            if answers { answering(pipe) } else { silent.push(pipe) }
+        }
+        let channel = channel(host);
+        let lane = Channel::once(lane, yamux::Config::default(), |lane| dead(lane, channel));
+        let mut stream = lane.open().await.unwrap();
+        // Written, so that yamux tells the other side of the stream.
+        stream.write_all(&[0]).await.unwrap();
+        timeout(4 * (LOOK + PULSE), stream.read_u8()).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_that_is_silent_while_the_channel_answers_ends_and_one_of_a_paused_guest_does_not() {
+        assert!(ends(false, true).await);
+        assert!(!ends(false, false).await);
+        assert!(!ends(true, true).await);
+        assert!(!ends(true, false).await);
+    }
+}
