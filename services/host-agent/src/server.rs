@@ -100,6 +100,9 @@ fn prepare(
         .with_context(|| format!("the state directory {} cannot be made", config.state_dir.display()))?;
     let boot = kernel::prepare(&config.state_dir, &config.kernel, Some(&config.modules), &config.guest_agent)
         .context("the guests' kernel cannot be prepared")?;
+    if let Err(error) = kernel::prune(&config.state_dir) {
+        tracing::warn!(%error, "old kernels cannot be removed");
+    }
     let qemu = Qemu::new(probe::kvm_works(config.acceleration, &config.state_dir, &boot));
     tracing::info!(vmm = qemu.name(), kernel = %boot.release, "guests run under this");
     let images = ImageStore::open(

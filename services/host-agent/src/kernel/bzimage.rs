@@ -1,10 +1,10 @@
 //! The ELF kernel inside a bzImage (Linux Documentation/x86/boot.rst). Under emulation a guest would unpack it with
 //! emulated instructions at each boot; the host does it once.
 
-use std::io::Read;
+use super::packed;
 
 /// The largest uncompressed kernel, in bytes: ten times a distribution's.
-const KERNEL_MAX: usize = 512 * 1024 * 1024;
+pub(super) const KERNEL_MAX: usize = 512 * 1024 * 1024;
 /// What the LZ4 legacy format unpacks at once (lz4_Frame_format.md, "Legacy frame").
 const LZ4_BLOCK: usize = 8 * 1024 * 1024;
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
@@ -17,19 +17,22 @@ pub(super) fn vmlinux(image: &[u8]) -> Result<Vec<u8>, String> {
     let payload = payload(image).ok_or("it is neither an ELF file nor a bzImage")?;
     let kernel = if let Some(blocks) = payload.strip_prefix(&LZ4_LEGACY[..]) {
         lz4(blocks)?
-    } else if payload.starts_with(&[0x1f, 0x8b]) {
-        unpack(flate2::read::GzDecoder::new(payload))?
-    } else if payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        unpack(zstd::Decoder::new(payload).map_err(|error| error.to_string())?)?
+    } else if packed::is_packed(payload) {
+        packed::all(payload, KERNEL_MAX).map_err(|error| error.to_string())?
     } else {
-        return Err("its payload is packed with neither LZ4, gzip nor zstd".to_owned());
+        return Err("its payload is packed with none of LZ4, gzip, zstd, xz, lzma and bzip2".to_owned());
     };
     if kernel.starts_with(b"\x7fELF") { Ok(kernel) } else { Err("its payload is no ELF file".to_owned()) }
 }
 
+/// Whether a file that begins so is a bzImage.
+pub(super) fn is_bzimage(head: &[u8]) -> bool {
+    head.get(0x202..0x206).is_some_and(|magic| magic == b"HdrS")
+}
+
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
-    if image.get(0x202..0x206)? != b"HdrS" {
+    if !is_bzimage(image) {
         return None;
     }
     let sectors = match *image.get(0x1f1)? {
@@ -57,15 +60,52 @@ fn lz4(mut blocks: &[u8]) -> Result<Vec<u8>, String> {
     Ok(kernel)
 }
 
-fn unpack(reader: impl Read) -> Result<Vec<u8>, String> {
-    let mut kernel = Vec::new();
-    reader.take(KERNEL_MAX as u64 + 1).read_to_end(&mut kernel).map_err(|error| error.to_string())?;
-    if kernel.len() > KERNEL_MAX { Err("it unpacks to more than 512 MiB".to_owned()) } else { Ok(kernel) }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    /// A bzImage with that payload.
+    fn bzimage(payload: &[u8]) -> Vec<u8> {
+        let mut image = vec![0; 0x400];
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x24c..0x250].copy_from_slice(&u32::try_from(payload.len() + 4).unwrap().to_le_bytes());
+        image.extend_from_slice(payload);
+        image.extend_from_slice(&[0; 4]);
+        image
+    }
+
+    #[test]
+    fn every_packing_a_kernel_may_have_is_unpacked() {
+        let elf = [&b"\x7fELF"[..], &[7; 100_000]].concat();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&elf).unwrap();
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        xz.write_all(&elf).unwrap();
+        let options = liblzma::stream::LzmaOptions::new_preset(6).unwrap();
+        let lzma = liblzma::stream::Stream::new_lzma_encoder(&options).unwrap();
+        let mut lzma = liblzma::write::XzEncoder::new_stream(Vec::new(), lzma);
+        lzma.write_all(&elf).unwrap();
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(&elf).unwrap();
+        let block = lz4_flex::block::compress(&elf);
+        let lz4 = [&LZ4_LEGACY[..], &u32::try_from(block.len()).unwrap().to_le_bytes(), &block].concat();
+        for payload in [
+            gzip.finish().unwrap(),
+            zstd::encode_all(&elf[..], 1).unwrap(),
+            xz.finish().unwrap(),
+            lzma.finish().unwrap(),
+            bzip2.finish().unwrap(),
+            lz4,
+        ] {
+            let head = payload[..4].to_vec();
+            assert!(vmlinux(&bzimage(&payload)).unwrap() == elf, "{head:x?}");
+            assert!(vmlinux(&bzimage(&payload[..payload.len() / 2])).is_err(), "{head:x?}, cut short");
+        }
+        assert!(vmlinux(&bzimage(&elf)).unwrap_err().contains("packed with none"));
+    }
 
     #[test]
     fn what_is_no_kernel_is_refused_without_panic() {
@@ -75,5 +115,9 @@ mod tests {
         lying[0x202..0x206].copy_from_slice(b"HdrS");
         lying[0x248..0x250].copy_from_slice(&[0xff; 8]);
         assert!(vmlinux(&lying).is_err());
+        // A bomb is cut off at the largest kernel.
+        let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), KERNEL_MAX as u64 + 10), &mut bomb).unwrap();
+        assert!(vmlinux(&bzimage(&bomb.finish().unwrap())).unwrap_err().contains("more than 512 MiB"));
     }
 }

@@ -1,7 +1,8 @@
 //! The **catalog**: the kernels a VM of this host may ask for by name, beside the host's own.
 //!
 //! Each is a directory of `WARREN_KERNELS` that holds what a distribution's kernel package does: `boot/vmlinuz-*` (or
-//! `vmlinux*`) and `lib/modules/<release>`; one whose drivers are all built in needs no modules.
+//! `vmlinux*`) and `lib/modules/<release>`; or the packages themselves (.deb, .rpm), or a bare vmlinux or bzImage. One whose drivers are
+//! all built in needs no modules.
 
 use std::{
     collections::HashMap,
@@ -12,7 +13,7 @@ use std::{
 
 use contract::{ApiError, KernelName, doctor::Check};
 
-use super::{BootFiles, KernelError, file_error, prepare};
+use super::{BootFiles, KernelError, file_error, package, prepare};
 use crate::files::{self, chain};
 
 /// How many kernels of the directory are offered to the lab; more are left out.
@@ -62,7 +63,7 @@ impl Kernels {
         let here: Vec<String> = self.names().iter().map(ToString::to_string).collect();
         let hint = match (&self.dir, here.is_empty()) {
             (None, _) => "the host-agent has no WARREN_KERNELS".to_owned(),
-            (Some(dir), true) => format!("unpack a kernel package into {}", dir.join(name.as_str()).display()),
+            (Some(dir), true) => format!("put a kernel package into {}", dir.join(name.as_str()).display()),
             (Some(_), false) => format!("it has {}", here.join(", ")),
         };
         ApiError::failed_precondition(format!("this host has no kernel {name}")).hint(hint)
@@ -89,6 +90,11 @@ impl Kernels {
     }
 
     fn prepare(&self, dir: &Path) -> Result<BootFiles, KernelError> {
+        let packages = package::files(dir)?;
+        if !packages.is_empty() && !dir.join("boot").exists() {
+            let agent = fs::read(&self.guest_agent).map_err(file_error(&self.guest_agent))?;
+            return package::prepare(&self.state_dir, &packages, &agent);
+        }
         let kernel = only(&dir.join("boot"), |name| name.starts_with("vmlinu"))?;
         let modules = match only(&dir.join("lib/modules"), |_| true) {
             Ok(modules) => Some(modules),

@@ -9,10 +9,10 @@ use std::{
 
 use cpio::newc::Builder;
 
-use super::{KernelError, file_error};
+use super::{KernelError, file_error, packed};
 
 /// The modules, in the order in which they are loaded.
-const MODULES: [&str; 9] = [
+pub(super) const MODULES: [&str; 9] = [
     "virtio_ring",
     "virtio",
     "virtio_mmio",
@@ -27,27 +27,49 @@ const MODULES: [&str; 9] = [
 /// A module's name with its file's content.
 pub(super) type Module = (String, Vec<u8>);
 
+/// The largest module taken, in bytes: ten times the largest a distribution has.
+pub(super) const MODULE_MAX: usize = 256 * 1024 * 1024;
+
 /// Finds and reads the modules below a `lib/modules/<release>` directory; those built in are left out.
 pub(super) fn modules(dir: &Path) -> Result<Vec<Module>, KernelError> {
     let mut files = BTreeMap::new();
-    walk(&dir.join("kernel"), &mut files)?;
-    let builtin = fs::read_to_string(dir.join("modules.builtin")).unwrap_or_default();
-    let is_builtin =
-        |name: &str| builtin.lines().any(|line| line.rsplit('/').next().is_some_and(|file| plain(file) == name));
-    let mut found = Vec::new();
-    for name in MODULES {
-        match files.get(name) {
-            Some(path) => found.push((format!("{name}.ko"), fs::read(path).map_err(file_error(path))?)),
-            None if is_builtin(name) => {}
-            None => return Err(KernelError::Module { name, dir: dir.to_owned() }),
-        }
+    let kernel = dir.join("kernel");
+    if kernel.exists() {
+        walk(&kernel, &mut files)?;
     }
-    Ok(found)
+    let mut found = BTreeMap::new();
+    for (name, path) in files {
+        let bytes = fs::read(&path).and_then(|bytes| packed::all(&bytes, MODULE_MAX)).map_err(file_error(&path))?;
+        found.insert(name, bytes);
+    }
+    let builtin = fs::read_to_string(dir.join("modules.builtin")).unwrap_or_default();
+    pick(found, &builtin, dir)
 }
 
-/// A module's name as the kernel knows it: `-` and `_` are the same.
-fn plain(file: &str) -> String {
-    file.trim_end_matches(".ko").replace('-', "_")
+/// The modules guests need of those found, in order; `builtin` is the release's `modules.builtin`, `place` is named where one is missing.
+pub(super) fn pick(
+    mut found: BTreeMap<String, Vec<u8>>,
+    builtin: &str,
+    place: &Path,
+) -> Result<Vec<Module>, KernelError> {
+    let is_builtin = |name: &str| builtin.lines().any(|line| needed(line) == Some(name));
+    let mut picked = Vec::new();
+    for name in MODULES {
+        match found.remove(name) {
+            Some(bytes) => picked.push((format!("{name}.ko"), bytes)),
+            None if is_builtin(name) => {}
+            None => return Err(KernelError::Module { name, dir: place.to_owned() }),
+        }
+    }
+    Ok(picked)
+}
+
+/// The module guests need that a file of that path is, if any. `-` and `_` are the same to the kernel.
+pub(super) fn needed(path: &str) -> Option<&'static str> {
+    let file = path.rsplit('/').next()?;
+    let (name, _packing) = file.split_once(".ko")?;
+    let plain = name.replace('-', "_");
+    MODULES.into_iter().find(|module| *module == plain)
 }
 
 fn walk(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), KernelError> {
@@ -56,10 +78,8 @@ fn walk(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), KernelE
         let path = entry.path();
         if entry.file_type().map_err(file_error(&path))?.is_dir() {
             walk(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "ko")
-            && let Some(name) = path.file_name().and_then(|name| name.to_str())
-        {
-            files.insert(plain(name), path);
+        } else if let Some(name) = path.to_str().and_then(needed) {
+            files.insert(name.to_owned(), path);
         }
     }
     Ok(())

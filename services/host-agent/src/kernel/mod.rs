@@ -1,8 +1,14 @@
-//! The guests' kernel and initramfs, made once for each (kernel, modules, guest-agent) and kept.
+//! The guests' kernel and initramfs, made once for each (kernel, modules, guest-agent) and kept; those that were not used for longest go.
 
 mod bzimage;
 mod catalog;
+mod check;
 mod initramfs;
+mod making;
+mod offer;
+mod package;
+mod packages;
+mod packed;
 
 use std::{
     fs, io,
@@ -10,9 +16,10 @@ use std::{
 };
 
 pub use catalog::Kernels;
+use making::Making;
+pub use making::prune;
+pub use offer::OfferError;
 use sha2::{Digest, Sha256};
-
-use crate::files;
 
 /// What a guest boots from.
 #[derive(Clone, Debug)]
@@ -43,6 +50,14 @@ pub enum KernelError {
         path: PathBuf,
         /// Why.
         why: String,
+    },
+    /// A package holds no kernel that can be used.
+    #[error("{path} holds no kernel that can be used")]
+    Package {
+        /// The package, or the directory of several.
+        path: PathBuf,
+        /// Why.
+        source: OfferError,
     },
     /// A module guests need is not there.
     #[error("the kernel module {name} is neither below {dir} nor built in")]
@@ -79,33 +94,19 @@ pub fn prepare(
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part);
     }
-    let id = &hex::encode(hasher.finalize())[..16];
-    let root = state_dir.join("kernels");
-    let dir = root.join(id);
-    let files = BootFiles { vmlinux: dir.join("vmlinux"), initramfs: dir.join("initramfs.cpio"), release };
-    if dir.exists() {
-        return Ok(files);
+    let making = Making::new(state_dir, &hex::encode(hasher.finalize())[..16])?;
+    if making.made()?.is_some() {
+        return Ok(making.files(release));
     }
-    fs::create_dir_all(&root).map_err(file_error(&root))?;
-    let draft = tempfile::Builder::new().prefix(".making-").tempdir_in(&root).map_err(file_error(&root))?;
     let vmlinux = bzimage::vmlinux(&image).map_err(|why| KernelError::Format { path: kernel.to_owned(), why })?;
-    let write = |name: &str, bytes: &[u8]| {
-        let path = draft.path().join(name);
-        files::write_atomically(&path, bytes, 0o644).map_err(file_error(&path))
-    };
-    write("vmlinux", &vmlinux)?;
-    write("initramfs.cpio", &initramfs::build(&agent, &modules_found)?)?;
-    match fs::rename(draft.path(), &dir) {
-        Ok(()) => files::sync_parent(&dir).map_err(file_error(&dir))?,
-        // Another agent was faster and made the same.
-        Err(_) if dir.exists() => {}
-        Err(error) => return Err(file_error(&dir)(error)),
-    }
-    Ok(files)
+    let draft = making.draft()?;
+    making.finish(&draft, &vmlinux, &initramfs::build(&agent, &modules_found)?, &release)?;
+    making.publish(draft)?;
+    Ok(making.files(release))
 }
 
 /// Changes when the initramfs is made in another way, so that old ones are not used.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -127,5 +128,23 @@ mod tests {
         let again = prepare(state.path(), &kernel, Some(&modules), &agent).unwrap();
         assert_eq!(again.vmlinux, files.vmlinux);
         assert_eq!(fs::read_dir(state.path().join("kernels")).unwrap().count(), 1, "nothing is left beside it");
+
+        // The same comes out of the package the kernel is shipped in, found in the directory of kernels.
+        let root = kernel.parent().and_then(Path::parent).unwrap();
+        let mut archive = ::tar::Builder::new(zstd::Encoder::new(Vec::new(), 1).unwrap());
+        archive.append_path_with_name(&kernel, kernel.strip_prefix(root).unwrap()).unwrap();
+        archive.append_dir_all(modules.strip_prefix(root).unwrap(), &modules).unwrap();
+        let data = archive.into_inner().unwrap().finish().unwrap();
+        let kernels = state.path().join("offered");
+        fs::create_dir_all(kernels.join("packaged")).unwrap();
+        let package = fs::File::create(kernels.join("packaged/linux-image.deb")).unwrap();
+        let mut package = ar::Builder::new(package);
+        package.append(&ar::Header::new(b"data.tar.zst".to_vec(), data.len() as u64), &data[..]).unwrap();
+        drop(package);
+        let catalog = Kernels::new(files.clone(), state.path(), Some(&kernels), &agent);
+        let packaged = catalog.get(Some(&"packaged".parse().unwrap())).unwrap();
+        assert_eq!(packaged.release, files.release);
+        assert!(fs::read(&packaged.vmlinux).unwrap() == fs::read(&files.vmlinux).unwrap(), "another kernel");
+        assert!(fs::read(&packaged.initramfs).unwrap() == fs::read(&files.initramfs).unwrap(), "another initramfs");
     }
 }

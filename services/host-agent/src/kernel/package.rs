@@ -1,0 +1,301 @@
+//! A kernel as its **packages** hold it, made into what guests boot.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    BootFiles, FORMAT, KernelError, Making, bzimage, check, file_error, initramfs,
+    offer::{Limits, OfferError, Parts},
+};
+
+/// The files directly in a directory, sorted: the packages of one kernel. Links are not followed.
+pub(super) fn files(dir: &Path) -> Result<Vec<PathBuf>, KernelError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).map_err(file_error(dir))? {
+        let entry = entry.map_err(file_error(dir))?;
+        if entry.file_type().map_err(file_error(&entry.path()))?.is_file() {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Makes the boot files of a kernel's packages, or finds those made earlier. Blocking.
+pub(super) fn prepare(state_dir: &Path, packages: &[PathBuf], agent: &[u8]) -> Result<BootFiles, KernelError> {
+    let mut hasher = Sha256::new();
+    hasher.update([FORMAT]);
+    hasher.update(Sha256::digest(agent));
+    for package in packages {
+        // Each by its digest, so that where one ends and the next begins makes a difference.
+        hasher.update(digest(package).map_err(file_error(package))?);
+    }
+    let making = Making::new(state_dir, &hex::encode(hasher.finalize())[..16])?;
+    if let Some(release) = making.made()? {
+        return Ok(making.files(release));
+    }
+    let draft = making.draft()?;
+    let scratch = draft.path().join("parts");
+    fs::create_dir(&scratch).map_err(file_error(&scratch))?;
+    let mut parts = Parts::new(&scratch, Limits::default());
+    for package in packages {
+        let refused = |source| KernelError::Package { path: package.clone(), source };
+        let file = File::open(package).map_err(file_error(package))?;
+        let name = package.file_name().unwrap_or_default().to_string_lossy();
+        parts.file(&name, file).map_err(refused)?;
+    }
+    let place = packages.first().and_then(|package| package.parent()).unwrap_or(state_dir);
+    let (vmlinux, modules, release) = assemble(&parts, place)?;
+    making.finish(&draft, &vmlinux, &initramfs::build(agent, &modules)?, &release)?;
+    fs::remove_dir_all(&scratch).map_err(file_error(&scratch))?;
+    making.publish(draft)?;
+    Ok(making.files(release))
+}
+
+/// A file's SHA-256.
+fn digest(path: &Path) -> io::Result<[u8; 32]> {
+    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 64 * 1024]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finalize().into()),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+/// The kernel, the modules guests need and the release, each looked at.
+fn assemble(parts: &Parts<'_>, place: &Path) -> Result<(Vec<u8>, Vec<initramfs::Module>, String), KernelError> {
+    let refused = |source| KernelError::Package { path: place.to_owned(), source };
+    if parts.image.is_none() {
+        return Err(refused(OfferError::Refused("none of its files is or holds a kernel".to_owned())));
+    }
+    let image = fs::read(parts.image_path()).map_err(file_error(&parts.image_path()))?;
+    let vmlinux = bzimage::vmlinux(&image).map_err(|why| KernelError::Format { path: place.to_owned(), why })?;
+    let release = check::kernel(&vmlinux).map_err(refused)?;
+    if let Some(other) = parts.release.as_ref().filter(|other| **other != release) {
+        let why = format!("its kernel is {release:?} and its modules are those of {other:?}");
+        return Err(refused(OfferError::Refused(why)));
+    }
+    let modules = match parts.modules.is_empty() {
+        true => Vec::new(),
+        false => initramfs::modules(&parts.modules_dir())?,
+    };
+    modules.iter().try_for_each(|module| check::module(module, &release)).map_err(refused)?;
+    Ok((vmlinux, modules, release))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::files::chain;
+
+    /// A kernel as far as it is looked at: an ELF file with a PVH note that says its release.
+    fn vmlinux(release: &str) -> Vec<u8> {
+        let mut elf = vec![0; 64 + 56];
+        elf[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
+        let banner = format!("Linux version %s\0Linux version {release} (builder@host) #1\0");
+        for (at, bytes) in [
+            (16, &2u16.to_le_bytes()[..]),
+            (18, &62u16.to_le_bytes()),
+            (20, &1u32.to_le_bytes()),
+            (32, &64u64.to_le_bytes()),
+            (52, &64u16.to_le_bytes()),
+            (54, &56u16.to_le_bytes()),
+            (56, &1u16.to_le_bytes()),
+            // One segment of notes (PT_NOTE), behind the headers.
+            (64, &4u32.to_le_bytes()),
+            (72, &120u64.to_le_bytes()),
+            (96, &20u64.to_le_bytes()),
+            (104, &20u64.to_le_bytes()),
+            (112, &4u64.to_le_bytes()),
+        ] {
+            elf[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        for word in [4u32, 4, 18] {
+            elf.extend_from_slice(&word.to_le_bytes());
+        }
+        elf.extend_from_slice(b"Xen\0\0\0\0\x01");
+        elf.extend_from_slice(banner.as_bytes());
+        elf
+    }
+
+    /// A package's files: the kernel, and the modules guests need, packed as asked.
+    fn tar(release: &str, of: &str, ending: &str, pack: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+        let mut archive = ::tar::Builder::new(Vec::new());
+        let mut add = |path: &str, bytes: &[u8]| {
+            let mut header = ::tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            archive.append_data(&mut header, path, bytes).unwrap();
+        };
+        add(&format!("./boot/vmlinuz-{release}"), &vmlinux(release));
+        add("./usr/share/doc/linux/copyright", b"GPL");
+        for name in initramfs::MODULES {
+            let module = format!("\0vermagic={of} SMP mod_unload \0");
+            // Deep enough that its name does not fit into a header.
+            let path = format!("./lib/modules/{release}/kernel/{}{name}.ko{ending}", "drivers/virtio/".repeat(8));
+            add(&path, &pack(module.as_bytes()));
+        }
+        archive.into_inner().unwrap()
+    }
+
+    fn plain(bytes: &[u8]) -> Vec<u8> {
+        bytes.to_vec()
+    }
+
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let mut packer = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        packer.write_all(bytes).unwrap();
+        packer.finish().unwrap()
+    }
+
+    fn zst(bytes: &[u8]) -> Vec<u8> {
+        zstd::encode_all(bytes, 1).unwrap()
+    }
+
+    fn deb(data: &str, bytes: &[u8]) -> Vec<u8> {
+        let mut package = ar::Builder::new(Vec::new());
+        for (name, bytes) in [("debian-binary", &b"2.0\n"[..]), ("control.tar.xz", b"nothing"), (data, bytes)] {
+            package.append(&ar::Header::new(name.as_bytes().to_vec(), bytes.len() as u64), bytes).unwrap();
+        }
+        package.into_inner().unwrap()
+    }
+
+    /// An RPM with the files of a tar archive.
+    fn rpm(archive: &[u8]) -> Vec<u8> {
+        let mut payload = Vec::new();
+        for entry in ::tar::Archive::new(archive).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let (name, size) = (entry.path().unwrap().to_string_lossy().into_owned(), entry.size());
+            let builder = cpio::newc::Builder::new(&name).mode(0o100_644).nlink(1);
+            let mut writer = builder.write(&mut payload, u32::try_from(size).unwrap());
+            io::copy(&mut entry, &mut writer).unwrap();
+            writer.finish().unwrap();
+        }
+        cpio::newc::trailer(&mut payload).unwrap();
+        let mut package = [&[0xed, 0xab, 0xee, 0xdb][..], &[0; 92]].concat();
+        // One entry and five bytes of data in each header; the first is padded.
+        for padding in [3, 0] {
+            package.extend([0x8e, 0xad, 0xe8, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 5]);
+            package.extend(vec![0; 16 + 5 + padding]);
+        }
+        package.extend(zst(&payload));
+        package
+    }
+
+    /// The release that comes out of packages, and how many modules are in its initramfs; or what is wrong.
+    fn made(packages: &[&[u8]]) -> Result<(String, usize), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..packages.len()).map(|n| dir.path().join(format!("package-{n}"))).collect();
+        for (path, bytes) in paths.iter().zip(packages) {
+            fs::write(path, bytes).unwrap();
+        }
+        let state = dir.path().join("state");
+        let outcome = prepare(&state, &paths, b"agent").map_err(|error| chain(&error));
+        let left = fs::read_dir(state.join("kernels")).unwrap().count();
+        assert_eq!(left, usize::from(outcome.is_ok()), "nothing is left beside it");
+        let files = outcome?;
+        let archive = fs::read(&files.initramfs).unwrap();
+        let inside = fs::read_dir(files.vmlinux.parent().unwrap()).unwrap().count();
+        assert_eq!((inside, &archive[..6]), (3, &b"070701"[..]));
+        let again = prepare(&state, &paths, b"agent").unwrap();
+        assert_eq!((&again.vmlinux, &again.release), (&files.vmlinux, &files.release));
+        let other = prepare(&state, &paths, b"another agent").unwrap();
+        assert_ne!(other.initramfs, files.initramfs, "each guest-agent has its initramfs");
+        Ok((files.release, memchr::memmem::find_iter(&archive, b"vermagic=").count()))
+    }
+
+    #[test]
+    fn a_kernel_comes_out_of_whatever_a_distribution_ships() {
+        let files = tar("6.1.0-9", "6.1.0-9", "", plain);
+        for package in [
+            deb("data.tar.xz", &xz(&files)),
+            deb("data.tar.zst", &zst(&tar("6.1.0-9", "6.1.0-9", ".zst", zst))),
+            deb("data.tar", &files),
+            rpm(&tar("6.1.0-9", "6.1.0-9", ".xz", xz)),
+            xz(&files),
+            files.clone(),
+        ] {
+            assert_eq!(made(&[&package]).unwrap(), ("6.1.0-9".to_owned(), initramfs::MODULES.len()));
+        }
+        // Its drivers are built in, and that is for the guest to find out.
+        assert_eq!(made(&[&vmlinux("6.12.3+")]).unwrap(), ("6.12.3+".to_owned(), 0));
+        // Ubuntu and Fedora ship the modules apart from the kernel.
+        let mut apart = ::tar::Builder::new(Vec::new());
+        for entry in ::tar::Archive::new(&files[..]).entries().unwrap().skip(1) {
+            let mut entry = entry.unwrap();
+            let (mut header, path) = (entry.header().clone(), entry.path().unwrap().into_owned());
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).unwrap();
+            apart.append_data(&mut header, path, &bytes[..]).unwrap();
+        }
+        let modules = deb("data.tar.zst", &zst(&apart.into_inner().unwrap()));
+        let both = made(&[&vmlinux("6.1.0-9"), &modules]).unwrap();
+        assert_eq!(both, ("6.1.0-9".to_owned(), initramfs::MODULES.len()));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_package_is_said_and_leaves_nothing() {
+        let good = tar("6.1", "6.1", "", plain);
+        let cut = xz(&good);
+        let nested = (0..6).fold(good.clone(), |inner, _| {
+            let mut outer = ::tar::Builder::new(Vec::new());
+            let mut header = ::tar::Header::new_gnu();
+            header.set_size(inner.len() as u64);
+            outer.append_data(&mut header, "inner", &inner[..]).unwrap();
+            outer.into_inner().unwrap()
+        });
+        let mut other_machine = vmlinux("6.1");
+        other_machine[18] = 0xb7;
+        let mut no_pvh = vmlinux("6.1");
+        no_pvh[128] = 17;
+        let mut long = ::tar::Builder::new(Vec::new());
+        let mut header = ::tar::Header::new_gnu();
+        header.set_entry_type(::tar::EntryType::GNULongName);
+        header.set_size(1 << 20);
+        header.set_cksum();
+        long.append(&header, &vec![b'a'; 1 << 20][..]).unwrap();
+        for (packages, why) in [
+            (vec![&b"#!/bin/sh"[..]], "is no kernel"),
+            (vec![&[]], "is no kernel"),
+            (vec![&deb("data.tar.xz", &cut[..cut.len() / 2])], "package-0"),
+            (vec![&deb("control", b"")], "has no data"),
+            (vec![&[0xed, 0xab, 0xee, 0xdb, 1, 2]], "is damaged"),
+            (vec![&[&[0xed, 0xab, 0xee, 0xdb][..], &[0xff; 4000]].concat()], "one of its headers is none"),
+            (vec![&good, &good], "two kernels"),
+            (vec![&good, &deb("data.tar", &tar("6.2", "6.2", "", plain))], "two kernels"),
+            (vec![&nested], "none of its files is or holds a kernel"),
+            (vec![&tar("6.1", "6.2", "", plain)], "is for \"6.2\""),
+            (vec![&tar("6.1", "6.1", ".xz", plain)[..], &[]], "is no kernel"),
+            (vec![&other_machine], "not for this architecture"),
+            (vec![&no_pvh], "no PVH entry"),
+            (vec![&vmlinux("no release")], "does not say which Linux"),
+            (vec![b"\x7fELF\x02\x01\x01\0 and nothing more"], "no ELF file"),
+            (vec![&long.into_inner().unwrap()], "a name that is too long"),
+        ] as [(Vec<&[u8]>, &str); 16]
+        {
+            let error = made(&packages).expect_err(why);
+            assert!(error.contains(why), "{error} does not say {why}");
+        }
+    }
+
+    #[test]
+    fn an_offer_is_bounded_in_files_and_bytes() {
+        let taken = |limits| {
+            let dir = tempfile::tempdir().unwrap();
+            let package = deb("data.tar.xz", &xz(&tar("6.1", "6.1", "", plain)));
+            Parts::new(dir.path(), limits).file("package", &package[..]).map_err(|error| chain(&error))
+        };
+        let limits = Limits::default();
+        taken(limits).unwrap();
+        assert!(taken(Limits { entries: 5, ..limits }).unwrap_err().contains("more than 5 files"));
+        assert!(taken(Limits { kept: 300, ..limits }).unwrap_err().contains("larger than a kernel may be"));
+        assert!(taken(Limits { bytes: 4000, ..limits }).unwrap_err().contains("too much"));
+    }
+}
