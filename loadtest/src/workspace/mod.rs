@@ -44,7 +44,7 @@ pub struct Options {
     /// How often each way is measured; medians are printed.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=20))]
     pub runs: u16,
-    /// Only these trees: small, large, many; left out, all.
+    /// Only these trees: small, large, many, past; left out, all.
     #[arg(long, value_delimiter = ',')]
     pub trees: Vec<String>,
     /// Memory of the VM, in MiB.
@@ -118,7 +118,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         bail!("no VM can be booted here: {why}");
     }
     for wanted in &options.trees {
-        ensure!(SHAPES.iter().any(|shape| shape.name == wanted), "there is no tree {wanted:?}: small, large or many");
+        ensure!(
+            SHAPES.iter().any(|shape| shape.name == wanted),
+            "there is no tree {wanted:?}: small, large, many or past"
+        );
     }
     let lab = Lab::start(LabOptions::default()).await;
     let ssh = boot(&lab, options).await?;

@@ -1,4 +1,4 @@
-//! The **trees** that are measured: git repositories with one commit, of words as programs have them, the same in each run.
+//! The **trees** that are measured: git repositories of words as programs have them, the same in each run.
 
 use std::{fs, io::Write, path::Path, process::Command};
 
@@ -11,14 +11,19 @@ pub struct Shape {
     files: u32,
     /// Bytes of each file.
     size: usize,
+    /// Commits after the first.
+    commits: u32,
 }
 
-/// All of them: 5 MB, 100 MB, and 50 000 small files.
-pub const SHAPES: [Shape; 3] = [
-    Shape { name: "small", files: 500, size: 10_000 },
-    Shape { name: "large", files: 2_000, size: 50_000 },
-    Shape { name: "many", files: 50_000, size: 400 },
+/// All of them: 5 MB, 100 MB, 50 000 small files, and 10 MB with a past.
+pub const SHAPES: [Shape; 4] = [
+    Shape { name: "small", files: 500, size: 10_000, commits: 0 },
+    Shape { name: "large", files: 2_000, size: 50_000, commits: 0 },
+    Shape { name: "many", files: 50_000, size: 400, commits: 0 },
+    Shape { name: "past", files: 500, size: 20_000, commits: 400 },
 ];
+/// Files that a later commit changes a line of.
+const CHANGED: u32 = 20;
 
 /// Makes one.
 pub fn make(shape: &Shape, dir: &Path) -> anyhow::Result<()> {
@@ -43,9 +48,20 @@ pub fn make(shape: &Shape, dir: &Path) -> anyhow::Result<()> {
         fs::write(place.join(format!("file{number}.rs")), &text[..shape.size])?;
     }
     git(dir, &["init", "-q", "-b", "main"])?;
-    git(dir, &["add", "-A"])?;
-    git(dir, &["-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "-m", "one"])?;
+    commit(dir)?;
+    for number in 0..shape.commits {
+        for file in (0..CHANGED).map(|file| (number * 37 + file * 11) % shape.files) {
+            let path = dir.join(format!("module{}/part{}/file{file}.rs", file / 1000, file % 1000 / 50));
+            writeln!(fs::OpenOptions::new().append(true).open(path)?, "changed_in_{number:x}_{file};")?;
+        }
+        commit(dir)?;
+    }
     git(dir, &["repack", "-adq"])
+}
+
+fn commit(dir: &Path) -> anyhow::Result<()> {
+    git(dir, &["add", "-A"])?;
+    git(dir, &["-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "-m", "one"])
 }
 
 fn git(dir: &Path, arguments: &[&str]) -> anyhow::Result<()> {
