@@ -69,7 +69,7 @@ pub struct Global {
 /// All commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Images: pull, list, show, remove
+    /// Images: pull, push, list, show, remove
     Image {
         #[command(subcommand)]
         /// Which.
@@ -195,6 +195,16 @@ pub enum ImageCommand {
         /// The host that shall hold it (else the one with most free disk space)
         #[arg(long)]
         host: Option<String>,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// Push an image to a registry as a bundle: ready to boot, so that who pulls it builds nothing
+    Push {
+        /// Name or id
+        image: String,
+        /// The registry reference it gets, such as 127.0.0.1:5000/images/web:1
+        reference: String,
         #[command(flatten)]
         /// Whether to wait.
         waiting: Waiting,

@@ -5,6 +5,7 @@
 //! long-poll of [`crate::deadline::AGENT_POLL_MS`] that answers with what is true now. A command with a
 //! lower epoch than the agent has seen for its resource is refused with `aborted`.
 
+mod bundle;
 mod image;
 mod transfer;
 mod vm;
@@ -12,6 +13,7 @@ mod vm;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use bundle::{PushBundleRequest, PushStatus, PushedBundle};
 pub use image::{
     DiscardRequest, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest, StageStatus,
     StagedImage,
@@ -100,6 +102,8 @@ agent_verbs! {
     ImageResolve = "image.resolve", deadline::AGENT, ResolveRequest => ResolvedImage;
     /// Starts staging an image, or asks how it goes.
     ImageStage = "image.stage", deadline::AGENT, StageRequest => StageStatus;
+    /// Starts pushing an image as a bundle, or asks how it goes.
+    ImagePush = "image.push", deadline::AGENT, PushBundleRequest => PushStatus;
     /// Renames a staged image to its final place.
     ImagePublish = "image.publish", deadline::PUBLISH, PublishRequest => StagedImage;
     /// Ends a staging and removes its directory.

@@ -48,6 +48,11 @@ impl Registry {
         Self { engine, port, dir }
     }
 
+    /// How an image there is called.
+    pub fn reference(&self, repository: &str, tag: &str) -> String {
+        format!("127.0.0.1:{}/{repository}:{tag}", self.port)
+    }
+
     /// Pushes the image of an OCI layout for this machine; gives its reference.
     ///
     /// # Panics

@@ -1,8 +1,11 @@
 //! `warren image …`
 
 use contract::{
-    ApiError, deadline,
-    image::{self, DeleteRequest, Image, ImageList, ImageRef, ImageSource, ListRequest, PullRequest},
+    ApiError,
+    agent::PushedBundle,
+    deadline,
+    image::{self, DeleteRequest, Image, ImageList, ImageRef, ImageSource, ListRequest, PullRequest, PushRequest},
+    operation::Operation,
 };
 
 use super::{parse, parse_some};
@@ -37,6 +40,12 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
             })
             .await
         }
+        ImageCommand::Push { image, reference, waiting } => {
+            let request = PushRequest { image, reference, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
+            let client = Client::connect(global).await?;
+            let operation = client.change::<image::Push>(&request, deadline::QUICK).await?;
+            wait::settle(&client, operation, format, waiting.no_wait, async |operation| pushed(&operation)).await
+        }
         ImageCommand::Ls => {
             let list = all(&Client::connect(global).await?).await?;
             match format {
@@ -64,6 +73,19 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
             wait::settle(&client, operation, format, waiting.no_wait, async |_| output::text(&text)).await
         }
     }
+}
+
+fn pushed(operation: &Operation) -> Result<(), Failure> {
+    let result = operation.result.clone().unwrap_or_default();
+    let pushed: PushedBundle = serde_json::from_value(result["pushed"].clone())
+        .map_err(|error| ApiError::internal(format!("the result of the push cannot be read: {error}")))?;
+    let reference = output::clean(result["reference"].as_str().unwrap_or_default());
+    let (size, sent) = (indicatif::BinaryBytes(pushed.bundle_bytes), indicatif::BinaryBytes(pushed.sent_bytes));
+    output::text(&format!(
+        "{reference} is there: bundle {} ({size}, {sent} sent), image {}\n",
+        output::clean(&pushed.manifest),
+        output::clean(&pushed.image)
+    ))
 }
 
 fn source(reference: String, layout: bool, manifest: Option<String>) -> Result<ImageSource, ApiError> {

@@ -4,7 +4,7 @@
 use contract::{ApiError, image::ImageConfig};
 use serde::Deserialize;
 
-use super::{limits::Limits, source::Source};
+use super::{bundle, identity::Identity, limits::Limits, source::Source};
 
 /// How deep indexes may be nested.
 const DEPTH_MAX: usize = 3;
@@ -14,6 +14,8 @@ const DEPTH_MAX: usize = 3;
 pub(super) struct Descriptor {
     pub digest: String,
     pub size: u64,
+    #[serde(default, rename = "mediaType")]
+    media_type: String,
     platform: Option<Platform>,
     #[serde(default)]
     annotations: std::collections::BTreeMap<String, String>,
@@ -28,6 +30,8 @@ struct Platform {
 /// An index has `manifests`, a manifest has `config` and `layers`.
 #[derive(Debug, Deserialize)]
 struct Document {
+    #[serde(rename = "artifactType")]
+    artifact_type: Option<String>,
     manifests: Option<Vec<Descriptor>>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
@@ -64,6 +68,8 @@ pub(super) struct Resolved {
     pub config: ImageConfig,
     /// Each layer with the digest of its unpacked bytes.
     pub layers: Vec<(Descriptor, String)>,
+    /// Of a bundle: what its only layer holds.
+    pub identity: Option<Identity>,
 }
 
 /// This machine's architecture in OCI's words.
@@ -87,6 +93,9 @@ pub(super) async fn resolve(source: &Source, limits: &Limits) -> Result<Resolved
                 bytes = source.manifest(&next, limits.document).await?;
                 digest = next.digest;
             }
+            (None, Some(config), Some(layers)) if document.artifact_type.as_deref() == Some(bundle::ARTIFACT_TYPE) => {
+                return bundled(source, limits, config, layers).await;
+            }
             (None, Some(config), Some(layers)) => return image(source, limits, digest, config, layers).await,
             _ => return Err(ApiError::invalid_argument("the manifest is neither an index nor an image manifest")),
         }
@@ -101,11 +110,16 @@ fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, ApiEr
 
 /// A digest becomes a path, so its form is checked before anything else.
 fn check(descriptor: &Descriptor) -> Result<(), ApiError> {
-    let hash = descriptor.digest.strip_prefix("sha256:").unwrap_or_default();
+    check_digest(&descriptor.digest)
+}
+
+/// Refuses what is no sha256 digest.
+pub(super) fn check_digest(digest: &str) -> Result<(), ApiError> {
+    let hash = digest.strip_prefix("sha256:").unwrap_or_default();
     if hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
         return Ok(());
     }
-    let digest: String = descriptor.digest.chars().take(80).collect();
+    let digest: String = digest.chars().take(80).collect();
     Err(ApiError::invalid_argument(format!("{digest:?} is no sha256 digest")))
 }
 
@@ -176,5 +190,49 @@ async fn image(
             user: execution.user.unwrap_or_default(),
         },
         layers: layers.into_iter().zip(configuration.rootfs.diff_ids).collect(),
+        identity: None,
+    })
+}
+
+/// A bundle's manifest: its configuration is the image's identity, so its digest is the image's.
+async fn bundled(
+    source: &Source,
+    limits: &Limits,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+) -> Result<Resolved, ApiError> {
+    check(&config)?;
+    layers.iter().try_for_each(check)?;
+    let mut layers = layers.into_iter().filter(|layer| layer.media_type == bundle::ROOTFS_TYPE);
+    let (Some(rootfs), None) = (layers.next(), layers.next()) else {
+        return Err(ApiError::invalid_argument("the bundle has not exactly one root filesystem"));
+    };
+    let identity = Identity::read(&source.document(&config, limits.document).await?)?;
+    if identity.architecture != architecture() {
+        return Err(ApiError::failed_precondition(format!(
+            "the image is for {}, this host for {}",
+            identity.architecture,
+            architecture()
+        )));
+    }
+    if identity.kernel.is_some() {
+        return Err(ApiError::failed_precondition(
+            "the bundle brings a kernel of its own, which this host cannot take",
+        )
+        .hint("update the host-agent"));
+    }
+    if rootfs.size > limits.packed || identity.rootfs.size > limits.unpacked {
+        return Err(ApiError::invalid_argument(format!(
+            "the bundle's root filesystem has {} bytes, packed {}: more than the {} and {} this host takes",
+            identity.rootfs.size, rootfs.size, limits.unpacked, limits.packed
+        )));
+    }
+    let raw = identity.rootfs.digest.clone();
+    Ok(Resolved {
+        digest: config.digest,
+        architecture: identity.architecture.clone(),
+        config: identity.config.clone().into(),
+        layers: vec![(rootfs, raw)],
+        identity: Some(identity),
     })
 }

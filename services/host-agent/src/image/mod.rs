@@ -3,12 +3,15 @@
 //! `staging/<operation-id>/` and `images/<image-id>/` are on one filesystem. A staging is whole once it has a
 //! `manifest.json`, which is written last.
 
+mod bundle;
 mod download;
 mod ext4;
+mod identity;
 mod layer;
 mod limits;
 mod manifest;
 mod progress;
+mod push;
 mod source;
 mod stage;
 mod tree;
@@ -86,6 +89,7 @@ pub struct ImageStore {
     options: ImageOptions,
     /// Held for map operations only, never across I/O.
     tasks: Mutex<HashMap<OperationId, Task>>,
+    pushes: push::Pushes,
     /// The highest epoch of a discarded staging: a late command does not begin it again.
     discarded: Mutex<HashMap<OperationId, i64>>,
 }
@@ -114,7 +118,13 @@ impl ImageStore {
     /// # Errors
     /// The directories cannot be made or read.
     pub fn open(state_dir: &Path, options: ImageOptions) -> io::Result<Arc<Self>> {
-        let store = Self { root: state_dir.to_owned(), options, tasks: Mutex::default(), discarded: Mutex::default() };
+        let store = Self {
+            root: state_dir.to_owned(),
+            options,
+            tasks: Mutex::default(),
+            pushes: push::Pushes::default(),
+            discarded: Mutex::default(),
+        };
         fs::create_dir_all(store.root.join("images"))?;
         fs::create_dir_all(store.root.join("staging"))?;
         // An image may hold what not every user of the machine may read; VMMs are given the file itself.
@@ -278,12 +288,13 @@ impl ImageStore {
         Ok(record.image)
     }
 
-    /// Ends a staging and removes its directory.
+    /// Ends a staging, or a push, and removes its directory.
     ///
     /// # Errors
     /// `aborted` for a stale epoch, or the directory cannot be removed.
     pub async fn discard(&self, request: &DiscardRequest) -> Result<(), ApiError> {
         let fence = request.fence;
+        self.pushes.end(fence).await?;
         let task = self.tasks().get(&fence.operation).cloned();
         if let Some(mut task) = task {
             if fence.epoch < task.epoch {

@@ -1,6 +1,8 @@
 //! One staging, from a source to a whole, synced directory.
 
 use std::{
+    fs::File,
+    io::BufReader,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    ImageOptions, MANIFEST, ROOTFS, Record, download, ext4, layer,
+    ImageOptions, MANIFEST, ROOTFS, Record, bundle, download, ext4,
+    identity::Rootfs,
+    layer,
     limits::Limits,
     manifest::{self, Resolved},
     progress::Reporter,
@@ -91,6 +95,10 @@ fn build(
     cancel: &CancellationToken,
 ) -> Result<StagedImage, ApiError> {
     let layers = dir.join("layers");
+    if let Some(identity) = &resolved.identity {
+        let rootfs_bytes = unbundle(dir, &resolved, &identity.rootfs, limits, progress, cancel)?;
+        return finish(dir, resolved, rootfs_bytes, operation);
+    }
     progress.phase("unpacking", 0);
     let (mut spools, mut unpacked) = (Vec::new(), 0);
     for (n, described) in resolved.layers.iter().enumerate() {
@@ -103,7 +111,30 @@ fn build(
     let tree = merge(&resolved, &spools, limits)?;
     let rootfs = dir.join(ROOTFS);
     let rootfs_bytes = ext4::write(&tree, &spools, &rootfs, operation.0, progress, cancel)?;
+    finish(dir, resolved, rootfs_bytes, operation)
+}
+
+/// Takes a bundle's root filesystem out of its layer.
+fn unbundle(
+    dir: &Path,
+    resolved: &Resolved,
+    rootfs: &Rootfs,
+    limits: &Limits,
+    progress: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<u64, ApiError> {
+    let (layer, _) = &resolved.layers[0];
+    let (packed, into) = (dir.join("layers/0"), dir.join(ROOTFS));
+    let reader = File::open(&packed).map_err(|error| storage_error(&packed, &error))?;
+    let layer = bundle::Layer { digest: &layer.digest, size: layer.size };
+    bundle::unpack(BufReader::new(reader), &layer, rootfs, &into, limits, progress, cancel)?;
+    Ok(rootfs.size)
+}
+
+/// Removes what was only needed until now, and writes the record that makes the directory whole.
+fn finish(dir: &Path, resolved: Resolved, rootfs_bytes: u64, operation: OperationId) -> Result<StagedImage, ApiError> {
     runtime::fault::point("agent/image.stage/written");
+    let layers = dir.join("layers");
     files::remove_dir(&layers).map_err(|error| storage_error(&layers, &error))?;
     let image = StagedImage {
         digest: resolved.digest,

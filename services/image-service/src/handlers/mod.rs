@@ -4,6 +4,7 @@ mod delete;
 mod get;
 mod list;
 mod pull;
+mod push;
 
 use std::sync::Arc;
 
@@ -40,6 +41,7 @@ where
 /// The bus connection is closed.
 pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError> {
     serve::<image::Pull, _>(service, app, pull::handle).await?;
+    serve::<image::Push, _>(service, app, push::handle).await?;
     serve::<image::List, _>(service, app, list::handle).await?;
     serve::<image::Get, _>(service, app, get::handle).await?;
     serve::<image::Delete, _>(service, app, delete::handle).await

@@ -5,8 +5,8 @@ use std::time::Duration;
 use contract::{
     ApiError, HostId, ImageId,
     agent::{
-        DiscardRequest, ImageDiscard, ImagePublish, ImageRemove, ImageStage, PublishRequest, RemoveImageRequest,
-        StageRequest, StageStatus, StagedImage,
+        DiscardRequest, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageStage, PublishRequest,
+        PushBundleRequest, PushStatus, PushedBundle, RemoveImageRequest, StageRequest, StageStatus, StagedImage,
     },
     deadline,
     image::ImageSource,
@@ -27,6 +27,25 @@ pub async fn stage(cx: &Context, host: &HostId, source: &ImageSource) -> Result<
             StageStatus::Running { phase, progress } => cx.progress(&phase, progress).await,
             StageStatus::Done { image } => return Ok(image),
             StageStatus::Failed { error } => return Err(StepError::permanent(error)),
+        }
+        tokio::time::sleep(POLL_PAUSE).await;
+    }
+}
+
+/// Pushes an image to the end, as [`stage`] stages one.
+pub async fn push(cx: &Context, host: &HostId, image: ImageId, reference: &str) -> Result<PushedBundle, StepError> {
+    loop {
+        cx.checkpoint()?;
+        let request = PushBundleRequest {
+            fence: cx.fence(),
+            image,
+            reference: reference.to_owned(),
+            wait_ms: deadline::AGENT_POLL_MS,
+        };
+        match cx.unless_cancelled(cx.bus().command::<ImagePush>(host, &request)).await?? {
+            PushStatus::Running { phase, progress } => cx.progress(&phase, progress).await,
+            PushStatus::Done { pushed } => return Ok(pushed),
+            PushStatus::Failed { error } => return Err(StepError::permanent(error)),
         }
         tokio::time::sleep(POLL_PAUSE).await;
     }

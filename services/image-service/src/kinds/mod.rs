@@ -7,6 +7,7 @@ mod agent;
 mod delete;
 mod publish;
 mod pull;
+mod push;
 
 use std::sync::Arc;
 
@@ -16,11 +17,12 @@ use operations::EngineBuilder;
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
 pub use publish::{Made, Makes, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
+pub use push::{Push, PushOrder};
 
 /// Adds all kinds to an engine; at most `publications` keep a database connection while they wait.
 pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let turns = Arc::new(Turns::new(publications));
-    engine.kind(Pull::new(turns)).kind(Delete)
+    engine.kind(Pull::new(turns)).kind(Delete).kind(Push)
 }
 
 /// What operations on this image exclude each other by.

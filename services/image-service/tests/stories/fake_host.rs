@@ -9,7 +9,10 @@ use std::{
 use bus::{Bus, Service};
 use contract::{
     ApiError, HostId, ImageId, MebiBytes, OperationId,
-    agent::{Fence, ImageDiscard, ImagePublish, ImageRemove, ImageStage, StageStatus, StagedImage},
+    agent::{
+        Fence, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageStage, PushStatus, PushedBundle, StageStatus,
+        StagedImage,
+    },
     host::{self, Capacity, Empty, Host, HostList, HostState},
     image::ImageConfig,
     operation::Progress,
@@ -115,6 +118,12 @@ impl FakeHost {
             }
         });
         remove.await.unwrap();
+        let host = inner.clone();
+        let push = service.serve_agent::<ImagePush, _>(&id, move |_, request| {
+            let host = host.clone();
+            async move { host.push(request.fence, request.image, &request.reference, request.wait_ms).await }
+        });
+        push.await.unwrap();
         service.ready().await.unwrap();
         Self { id, inner, _service: service }
     }
@@ -191,6 +200,39 @@ impl Inner {
             if tokio::time::timeout_at(give_up, changed).await.is_err() {
                 let progress = Progress { done: 1, total: 2 };
                 return Ok(StageStatus::Running { phase: "downloading".into(), progress });
+            }
+        }
+    }
+
+    /// Packs nothing, and has a registry in which everything is new; blocks and fails by reference as a staging does.
+    async fn push(&self, fence: Fence, image: ImageId, to: &str, wait_ms: u64) -> Result<PushStatus, ApiError> {
+        let give_up = tokio::time::Instant::now() + Duration::from_millis(wait_ms);
+        {
+            let mut state = self.state.lock().unwrap();
+            state.admit(fence)?;
+            *state.asked.entry(to.to_owned()).or_default() += 1;
+            if let Some(error) = state.failing.get(to) {
+                return Ok(PushStatus::Failed { error: error.clone() });
+            }
+            if !state.images.contains_key(&image) {
+                return Err(ApiError::not_found("the image is not on this host"));
+            }
+            state.staging.insert(fence.operation, to.to_owned());
+        }
+        loop {
+            let changed = self.changed.notified();
+            if !self.state.lock().unwrap().blocked.contains(to) {
+                let pushed = PushedBundle {
+                    manifest: format!("sha256:{to}"),
+                    image: "sha256:image".into(),
+                    bundle_bytes: 7,
+                    sent_bytes: 8,
+                };
+                return Ok(PushStatus::Done { pushed });
+            }
+            if tokio::time::timeout_at(give_up, changed).await.is_err() {
+                let progress = Progress { done: 1, total: 2 };
+                return Ok(PushStatus::Running { phase: "pushing".into(), progress });
             }
         }
     }

@@ -6,4 +6,5 @@ mod fake_host;
 mod lab;
 mod outages;
 mod pulls;
+mod pushes;
 mod refusals;
