@@ -379,17 +379,26 @@ async fn a_vm_whose_handles_are_damaged_keeps_its_disk_and_runs_on() {
     host.no_vms_taps().await;
 }
 
+/// Packs the machine's kernel for guests as its distribution ships it.
+fn package(path: &std::path::Path) {
+    let from = |name: &str| std::path::PathBuf::from(std::env::var_os(name).unwrap());
+    let (kernel, modules) = (from("WARREN_KERNEL"), from("WARREN_KERNEL_MODULES"));
+    let mut archive = tar::Builder::new(zstd::Encoder::new(Vec::new(), 1).unwrap());
+    archive.append_path_with_name(&kernel, "./boot/vmlinuz-6.1").unwrap();
+    let release = std::path::Path::new("./lib/modules").join(modules.file_name().unwrap());
+    archive.append_dir_all(release, &modules).unwrap();
+    let data = archive.into_inner().unwrap().finish().unwrap();
+    let mut package = ar::Builder::new(std::fs::File::create(path).unwrap());
+    package.append(&ar::Header::new(b"data.tar.zst".to_vec(), data.len() as u64), &data[..]).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copied_disk_with_a_kernel_by_name_grows_under_its_guest() {
     let Some(mut host) = Host::new("grow").await else { return };
     host.disk = "copy".parse().unwrap();
     let kernel = host.dir.path().join("other-kernels/6.1-copy");
-    std::fs::create_dir_all(kernel.join("boot")).unwrap();
-    std::fs::create_dir_all(kernel.join("lib/modules")).unwrap();
-    let from = |name: &str| std::path::PathBuf::from(std::env::var_os(name).unwrap());
-    std::fs::copy(from("WARREN_KERNEL"), kernel.join("boot/vmlinuz-6.1")).unwrap();
-    let modules = from("WARREN_KERNEL_MODULES");
-    std::os::unix::fs::symlink(&modules, kernel.join("lib/modules").join(modules.file_name().unwrap())).unwrap();
+    std::fs::create_dir_all(&kernel).unwrap();
+    package(&kernel.join("linux-image.deb"));
 
     let agent = host.agent();
     let mut spec = host.spec(2);
