@@ -69,7 +69,7 @@ pub struct Global {
 /// All commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Images: pull, push, list, show, remove
+    /// Images: pull, push, list, show, tag, rename, remove
     Image {
         #[command(subcommand)]
         /// Which.
@@ -195,6 +195,9 @@ pub enum ImageCommand {
         /// The host that shall hold it (else the one with most free disk space)
         #[arg(long)]
         host: Option<String>,
+        /// Where the name means another image, move it to what the source means now; VMs keep the image they have
+        #[arg(long)]
+        if_newer: bool,
         #[command(flatten)]
         /// Whether to wait.
         waiting: Waiting,
@@ -211,16 +214,46 @@ pub enum ImageCommand {
     },
     /// List images
     #[command(visible_alias = "list")]
-    Ls,
+    Ls {
+        /// Also those without a name
+        #[arg(long, short)]
+        all: bool,
+        /// With digests instead of sources
+        #[arg(long)]
+        digests: bool,
+    },
+    /// Give an image one more name
+    Tag {
+        /// Name, id or digest, or how one of these two begins
+        image: String,
+        /// The name it gets
+        name: String,
+        /// Take the name from the image that has it
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
+    /// Change a name of an image
+    Rename {
+        /// The name as it is
+        from: String,
+        /// The name as it is to be
+        to: String,
+        #[command(flatten)]
+        /// Whether to wait.
+        waiting: Waiting,
+    },
     /// Show one image
     Show {
-        /// Name or id
+        /// Name, id or digest, or how one of these two begins
         image: String,
     },
-    /// Delete an image that no VM uses
+    /// Take a name away, and with the last name the image; by id or digest, the image with all its names
     #[command(visible_alias = "delete")]
     Rm {
-        /// Name or id
+        /// Name, id or digest, or how one of these two begins
         image: String,
         #[command(flatten)]
         /// Whether to wait.

@@ -3,6 +3,7 @@
 mod config;
 mod delete;
 mod listing;
+mod naming;
 mod pull;
 mod push;
 mod record;
@@ -11,9 +12,10 @@ mod source;
 pub use config::ImageConfig;
 pub use delete::DeleteRequest;
 pub use listing::{ImageList, ListRequest};
+pub use naming::{RenameRequest, TagRequest};
 pub use pull::PullRequest;
 pub use push::PushRequest;
-pub use record::{Image, ImageRef};
+pub use record::{Image, ImageRef, PREFIX_MIN};
 pub use source::ImageSource;
 
 use crate::{deadline, operation::Operation, verb::verbs};
@@ -27,6 +29,10 @@ verbs! {
     List = "warren.image.list", false, deadline::QUICK, ListRequest => ImageList;
     /// Shows one image.
     Get = "warren.image.get", false, deadline::QUICK, ImageRef => Image;
-    /// Deletes an image no VM uses. Operation `image.delete`.
+    /// Takes a name away; with the last one the image goes, unless VMs use it. Operation `image.delete`.
     Delete = "warren.image.delete", true, deadline::WAITING, DeleteRequest => Operation;
+    /// Gives an image one more name, or moves a name to it. Operation `image.tag`; its result is the image.
+    Tag = "warren.image.tag", true, deadline::WAITING, TagRequest => Operation;
+    /// Changes a name of an image. Operation `image.rename`; its result is the image.
+    Rename = "warren.image.rename", true, deadline::WAITING, RenameRequest => Operation;
 }

@@ -287,6 +287,9 @@ pub struct Vm {
     pub image: ImageId,
     /// That image's name at the time.
     pub image_name: String,
+    /// That image's digest, which stays although the name may have moved on. Left out by services that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Memory.

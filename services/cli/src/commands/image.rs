@@ -4,7 +4,10 @@ use contract::{
     ApiError,
     agent::PushedBundle,
     deadline,
-    image::{self, DeleteRequest, Image, ImageList, ImageRef, ImageSource, ListRequest, PullRequest, PushRequest},
+    image::{
+        self, DeleteRequest, Image, ImageList, ImageRef, ImageSource, ListRequest, PullRequest, PushRequest,
+        RenameRequest, TagRequest,
+    },
     operation::Operation,
 };
 
@@ -26,10 +29,11 @@ const PAGE: u32 = 200;
 /// What the service answered.
 pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Result<Outcome, Failure> {
     match command {
-        ImageCommand::Pull { reference, name, layout, manifest, host, waiting } => {
+        ImageCommand::Pull { reference, name, layout, manifest, host, if_newer, waiting } => {
             let source = source(reference, layout, manifest)?;
             let (name, host) = (parse(&name)?, parse_some(host.as_deref())?);
-            let request = PullRequest { source, name, host, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
+            let request =
+                PullRequest { source, name, host, if_newer, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
             let client = Client::connect(global).await?;
             let operation = client.change::<image::Pull>(&request, deadline::QUICK).await?;
             let name = request.name.to_string();
@@ -46,16 +50,33 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
             let operation = client.change::<image::Push>(&request, deadline::QUICK).await?;
             wait::settle(&client, operation, format, waiting.no_wait, async |operation| pushed(&operation)).await
         }
-        ImageCommand::Ls => {
-            let list = all(&Client::connect(global).await?).await?;
+        ImageCommand::Ls { all, digests } => {
+            let list = list(&Client::connect(global).await?, all).await?;
             match format {
                 Format::Json => output::json(&list)?,
                 Format::Table => {
-                    let header = ["NAME", "SIZE", "ARCH", "HOSTS", "AGE", "SOURCE"];
-                    output::table(&header, list.images.iter().map(row).collect())?;
+                    let last = if digests { "DIGEST" } else { "SOURCE" };
+                    let header = ["NAME", "SIZE", "ARCH", "HOSTS", "AGE", last];
+                    output::table(&header, list.images.iter().map(|image| row(image, digests)).collect())?;
                 }
             }
             Ok(Outcome::Done)
+        }
+        ImageCommand::Tag { image, name, replace, waiting } => {
+            let (name, timeout_ms) = (parse(&name)?, deadline::WAIT_DEFAULT_MS);
+            let text = format!("image {} is {name} now\n", output::clean(&image));
+            let request = TagRequest { image, name, replace, wait: false, timeout_ms };
+            let client = Client::connect(global).await?;
+            let operation = client.change::<image::Tag>(&request, deadline::QUICK).await?;
+            wait::settle(&client, operation, format, waiting.no_wait, async |_| output::text(&text)).await
+        }
+        ImageCommand::Rename { from, to, waiting } => {
+            let (from, to, timeout_ms) = (parse(&from)?, parse(&to)?, deadline::WAIT_DEFAULT_MS);
+            let text = format!("image {from} is {to} now\n");
+            let request = RenameRequest { from, to, wait: false, timeout_ms };
+            let client = Client::connect(global).await?;
+            let operation = client.change::<image::Rename>(&request, deadline::QUICK).await?;
+            wait::settle(&client, operation, format, waiting.no_wait, async |_| output::text(&text)).await
         }
         ImageCommand::Show { image } => {
             let image = Client::connect(global).await?.ask::<image::Get>(&ImageRef { image }).await?;
@@ -99,11 +120,11 @@ fn source(reference: String, layout: bool, manifest: Option<String>) -> Result<I
     Ok(ImageSource::Layout { path, reference: manifest })
 }
 
-async fn all(client: &Client) -> Result<ImageList, ApiError> {
+async fn list(client: &Client, all: bool) -> Result<ImageList, ApiError> {
     let mut list = ImageList { images: Vec::new(), more: false };
     loop {
         let after = list.images.last().map(|image| image.name.clone());
-        let page = client.ask::<image::List>(&ListRequest { limit: PAGE, after }).await?;
+        let page = client.ask::<image::List>(&ListRequest { limit: PAGE, after, all }).await?;
         let empty = page.images.is_empty();
         list.images.extend(page.images);
         if !page.more || empty {
@@ -112,14 +133,14 @@ async fn all(client: &Client) -> Result<ImageList, ApiError> {
     }
 }
 
-fn row(image: &Image) -> Vec<String> {
+fn row(image: &Image, digests: bool) -> Vec<String> {
     vec![
         image.name.to_string(),
         indicatif::BinaryBytes(image.rootfs_bytes).to_string(),
         image.architecture.clone(),
         hosts(image),
         output::age(image.created_at),
-        image.source.clone(),
+        if digests { image.digest.clone() } else { image.source.clone() },
     ]
 }
 
@@ -130,6 +151,7 @@ fn hosts(image: &Image) -> String {
 fn show(image: &Image) -> Result<(), Failure> {
     output::pairs(vec![
         ("name", image.name.to_string()),
+        ("names", image.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         ("id", image.id.to_string()),
         ("digest", image.digest.clone()),
         ("source", image.source.clone()),

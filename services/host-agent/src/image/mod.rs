@@ -275,6 +275,12 @@ impl ImageStore {
         let Some(record) = read_record(&staged) else {
             return Err(ApiError::failed_precondition(format!("nothing is staged for {}", request.fence.operation)));
         };
+        if read_record(&published).is_some_and(|there| there.image.digest == record.image.digest) {
+            // Left whole by a publication that did not come to its end.
+            remove(staged).await?;
+            self.tasks().remove(&request.fence.operation);
+            return Ok(record.image);
+        }
         runtime::fault::point("agent/image.publish/before");
         let rename = tokio::task::spawn_blocking(move || {
             fs::rename(&staged, &published)?;

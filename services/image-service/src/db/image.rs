@@ -2,34 +2,48 @@
 
 use contract::{
     HostId, ImageId, ImageName,
-    agent::StagedImage,
     image::{Image, ImageConfig, ListRequest},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use store::{GenericClient, StoreError};
 use tokio_postgres::Row;
-use uuid::Uuid;
 
 use super::parsed;
+use crate::domain::reference::Prefix;
 
-/// The columns [`read`] reads.
-const COLUMNS: &str = "i.id, n.name, i.digest, i.source, i.architecture, i.rootfs_bytes, i.config, i.created_at, \
+/// The columns [`read`] reads, without the name.
+const COLUMNS: &str = "i.id, i.digest, i.source, i.architecture, i.rootfs_bytes, i.config, i.created_at, \
+     array(select m.name from image.name m where m.image_id = i.id order by m.name) as names, \
      array(select r.host_id from image.replica r where r.image_id = i.id order by r.host_id) as hosts";
-const TABLES: &str = "image.name n join image.image i on i.id = n.image_id";
 
-/// The image of that name or id.
+/// How an image is called that was not asked for by name: by its first name, or by the first digits of its digest, which
+/// find it too.
+const CALLED: &str =
+    "coalesce((select min(m.name) from image.name m where m.image_id = i.id), substr(i.digest, 8, 12)) as name";
+
+/// The image of that name.
 ///
 /// # Errors
 /// The database could not.
-pub async fn image_find(client: &impl GenericClient, name_or_id: &str) -> Result<Option<Image>, StoreError> {
-    if let Ok(id) = Uuid::parse_str(name_or_id) {
-        return image_get(client, ImageId(id)).await;
-    }
-    if name_or_id.parse::<ImageName>().is_err() {
-        return Ok(None);
-    }
-    let statement = client.prepare_cached(&format!("select {COLUMNS} from {TABLES} where n.name = $1")).await?;
-    client.query_opt(&statement, &[&name_or_id]).await?.as_ref().map(read).transpose()
+pub async fn image_named(client: &impl GenericClient, name: &ImageName) -> Result<Option<Image>, StoreError> {
+    let sql =
+        format!("select n.name, {COLUMNS} from image.name n join image.image i on i.id = n.image_id where n.name = $1");
+    let statement = client.prepare_cached(&sql).await?;
+    client.query_opt(&statement, &[&name.as_str()]).await?.as_ref().map(read).transpose()
+}
+
+/// The images whose id or digest begins like that, up to three; of those with one digest the first.
+///
+/// # Errors
+/// The database could not.
+pub async fn image_begins(client: &impl GenericClient, prefix: &Prefix) -> Result<Vec<Image>, StoreError> {
+    let sql = format!(
+        "select {CALLED}, {COLUMNS} from image.image i \
+         where i.digest like 'sha256:' || $1 || '%' or i.id::text like $2 || '%' order by i.digest, i.twin, i.id limit 3"
+    );
+    let statement = client.prepare_cached(&sql).await?;
+    let rows = client.query(&statement, &[&prefix.digest, &prefix.id]).await?;
+    rows.iter().map(read).collect()
 }
 
 /// The image of that id.
@@ -37,8 +51,23 @@ pub async fn image_find(client: &impl GenericClient, name_or_id: &str) -> Result
 /// # Errors
 /// The database could not.
 pub async fn image_get(client: &impl GenericClient, id: ImageId) -> Result<Option<Image>, StoreError> {
-    let statement = client.prepare_cached(&format!("select {COLUMNS} from {TABLES} where i.id = $1")).await?;
+    let sql = format!("select {CALLED}, {COLUMNS} from image.image i where i.id = $1");
+    let statement = client.prepare_cached(&sql).await?;
     client.query_opt(&statement, &[&id.0]).await?.as_ref().map(read).transpose()
+}
+
+/// The image of that digest, and the hosts that hold it.
+///
+/// # Errors
+/// The database could not.
+pub async fn image_of_digest(
+    client: &impl GenericClient,
+    digest: &str,
+) -> Result<Option<(ImageId, Vec<HostId>)>, StoreError> {
+    let sql = format!("select {CALLED}, {COLUMNS} from image.image i where i.digest = $1 and not i.twin");
+    let statement = client.prepare_cached(&sql).await?;
+    let image = client.query_opt(&statement, &[&digest]).await?.as_ref().map(read).transpose()?;
+    Ok(image.map(|image| (image.id, image.hosts)))
 }
 
 /// A page of images by name, one more than asked for when there is more.
@@ -46,57 +75,27 @@ pub async fn image_get(client: &impl GenericClient, id: ImageId) -> Result<Optio
 /// # Errors
 /// The database could not.
 pub async fn image_list(client: &impl GenericClient, page: &ListRequest) -> Result<Vec<Image>, StoreError> {
-    let sql = format!("select {COLUMNS} from {TABLES} where $1::text is null or n.name > $1 order by n.name limit $2");
+    // One row a name; images without one are called as [`CALLED`] says.
+    let sql = format!(
+        "select c.name, {COLUMNS} from image.image i \
+         left join image.name n on n.image_id = i.id \
+         cross join lateral (select coalesce(n.name, substr(i.digest, 8, 12)) as name) c \
+         where ($1::text is null or c.name > $1) and ($3 or n.name is not null) order by c.name limit $2"
+    );
     let statement = client.prepare_cached(&sql).await?;
     let after = page.after.as_ref().map(ImageName::as_str);
-    let rows = client.query(&statement, &[&after, &(i64::from(page.limit) + 1)]).await?;
+    let rows = client.query(&statement, &[&after, &(i64::from(page.limit) + 1), &page.all]).await?;
     rows.iter().map(read).collect()
-}
-
-/// The image a name means now, with its source: who asks for a taken name is told.
-///
-/// # Errors
-/// The database could not.
-pub async fn name_holder(
-    client: &impl GenericClient,
-    name: &ImageName,
-) -> Result<Option<(ImageId, String)>, StoreError> {
-    let statement = client.prepare_cached(&format!("select i.id, i.source from {TABLES} where n.name = $1")).await?;
-    let row = client.query_opt(&statement, &[&name.as_str()]).await?;
-    row.map(|row| Ok((ImageId(row.try_get("id")?), row.try_get("source")?))).transpose()
-}
-
-/// Inserts an image and its first replica.
-///
-/// # Errors
-/// The database could not.
-pub async fn image_insert_in_txn(
-    transaction: &impl GenericClient,
-    id: ImageId,
-    source: &str,
-    staged: &StagedImage,
-    host: &HostId,
-) -> Result<(), StoreError> {
-    let bytes = i64::try_from(staged.rootfs_bytes)
-        .map_err(|_| StoreError::Schema(format!("no root filesystem has {} bytes", staged.rootfs_bytes)))?;
-    let insert = transaction
-        .prepare_cached(
-            "with i as (insert into image.image (id, digest, source, architecture, rootfs_bytes, config) \
-                 values ($1, $2, $3, $4, $5, $6)) \
-             insert into image.replica (image_id, host_id) values ($1, $7)",
-        )
-        .await?;
-    let config = json!(staged.config);
-    transaction
-        .execute(&insert, &[&id.0, &staged.digest, &source, &staged.architecture, &bytes, &config, &host.as_str()])
-        .await?;
-    Ok(())
 }
 
 fn read(row: &Row) -> Result<Image, StoreError> {
     let bytes: i64 = row.try_get("rootfs_bytes")?;
     let config: ImageConfig = serde_json::from_value(row.try_get::<_, Value>("config")?)
         .map_err(|error| StoreError::Schema(format!("column config cannot be read: {error}")))?;
+    let names: Vec<String> = row.try_get("names")?;
+    let names = names.iter().map(|name| {
+        name.parse().map_err(|error| StoreError::Schema(format!("a name of an image is {name:?}: {error}")))
+    });
     let hosts: Vec<String> = row.try_get("hosts")?;
     let hosts = hosts.iter().map(|host| {
         host.parse::<HostId>().map_err(|error| StoreError::Schema(format!("column host_id holds {host:?}: {error}")))
@@ -104,6 +103,7 @@ fn read(row: &Row) -> Result<Image, StoreError> {
     Ok(Image {
         id: ImageId(row.try_get("id")?),
         name: parsed(row, "name")?,
+        names: names.collect::<Result<_, _>>()?,
         digest: row.try_get("digest")?,
         source: row.try_get("source")?,
         architecture: row.try_get("architecture")?,

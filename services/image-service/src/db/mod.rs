@@ -1,9 +1,12 @@
 //! SQL of the schema `image` (migrations/V0002__image.sql): one file a noun, rows in, parsed types out.
 
 pub mod image;
+pub mod lookup;
+pub mod name;
 pub mod publication;
 pub mod removal;
 pub mod usage;
+pub mod withdrawal;
 
 use operations::claim_holds_in_txn;
 use store::parsed;

@@ -10,31 +10,32 @@ use store::StoreError;
 
 use super::{App, check_timeout, get::not_found};
 use crate::{
-    db::image::image_find,
+    db::lookup::image_find,
     kinds::{Delete, DeleteOrder, resource},
 };
 
-/// Accepts the delete of the image that the name means now: what is pulled to that name later is another image. A replay
+/// Accepts the delete of the name, or of the image that the name means now: what is pulled to that name later is another image. A replay
 /// is answered although the image is gone.
 pub async fn handle(app: Arc<App>, context: RequestContext, request: DeleteRequest) -> Result<Operation, ApiError> {
     check_timeout(request.timeout_ms)?;
     let mut client = app.store.client().await?;
     let transaction = client.transaction().await.map_err(StoreError::from)?;
-    let image = image_find(&transaction, &request.image).await?;
-    let image_id = image.as_ref().map_or_else(ImageId::new, |image| image.id);
-    let name = image.as_ref().map(|image| image.name.clone());
+    let found = image_find(&transaction, &request.image).await?;
+    let image_id = found.as_ref().map_or_else(ImageId::new, |found| found.image.id);
+    let name = found.as_ref().map(|found| found.image.name.clone());
+    let only_name = found.as_ref().is_some_and(|found| found.by_name);
     let new = NewOperation {
         id: OperationId::new(),
         kind: Delete::NAME,
         resource: resource(image_id),
         deadline: deadline::LIFECYCLE,
-        request: json!(DeleteOrder { image_id, name }),
+        request: json!(DeleteOrder { image_id, name, only_name }),
         request_key: context.request_key,
         request_digest: context.body_digest,
         traceparent: context.traceparent,
     };
     let submitted = operations::submit(&transaction, &new).await?;
-    if matches!(submitted, Submitted::New(_)) && image.is_none() {
+    if matches!(submitted, Submitted::New(_)) && found.is_none() {
         // Dropped, the transaction takes the operation back.
         return Err(not_found(&request.image));
     }

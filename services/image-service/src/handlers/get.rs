@@ -9,12 +9,13 @@ use contract::{
 };
 
 use super::App;
-use crate::db::image::image_find;
+use crate::db::lookup::image_find;
 
 /// Shows one image.
 pub async fn handle(app: Arc<App>, _: RequestContext, request: ImageRef) -> Result<Image, ApiError> {
     let client = app.store.client().await?;
-    image_find(&client, &request.image).await?.ok_or_else(|| not_found(&request.image))
+    let found = image_find(&client, &request.image).await?;
+    found.map(|found| found.image).ok_or_else(|| not_found(&request.image))
 }
 
 /// What a caller is told who names an image the lab does not hold.

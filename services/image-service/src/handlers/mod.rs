@@ -5,6 +5,8 @@ mod get;
 mod list;
 mod pull;
 mod push;
+mod rename;
+mod tag;
 
 use std::sync::Arc;
 
@@ -44,7 +46,9 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<image::Push, _>(service, app, push::handle).await?;
     serve::<image::List, _>(service, app, list::handle).await?;
     serve::<image::Get, _>(service, app, get::handle).await?;
-    serve::<image::Delete, _>(service, app, delete::handle).await
+    serve::<image::Delete, _>(service, app, delete::handle).await?;
+    serve::<image::Tag, _>(service, app, tag::handle).await?;
+    serve::<image::Rename, _>(service, app, rename::handle).await
 }
 
 /// Refuses a `timeout_ms` out of range before an operation is made that nobody would wait for.

@@ -14,7 +14,7 @@ use store::StoreError;
 
 use super::{App, check_timeout, get::not_found};
 use crate::{
-    db::image::image_find,
+    db::lookup::image_find,
     domain::source,
     kinds::{Push, PushOrder, resource},
 };
@@ -31,7 +31,7 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: PushRequest
     let (wait, timeout_ms, name) = (request.wait, request.timeout_ms, request.image.clone());
     let mut client = app.store.client().await?;
     let transaction = client.transaction().await.map_err(StoreError::from)?;
-    let image = image_find(&transaction, &name).await?;
+    let image = image_find(&transaction, &name).await?.map(|found| found.image);
     let image_id = image.as_ref().map_or_else(ImageId::new, |image| image.id);
     let new = NewOperation {
         id: OperationId::new(),

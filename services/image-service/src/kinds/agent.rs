@@ -5,8 +5,9 @@ use std::time::Duration;
 use contract::{
     ApiError, HostId, ImageId,
     agent::{
-        DiscardRequest, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageStage, PublishRequest,
-        PushBundleRequest, PushStatus, PushedBundle, RemoveImageRequest, StageRequest, StageStatus, StagedImage,
+        DiscardRequest, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageResolve, ImageStage, PublishRequest,
+        PushBundleRequest, PushStatus, PushedBundle, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest,
+        StageStatus, StagedImage,
     },
     deadline,
     image::ImageSource,
@@ -15,6 +16,19 @@ use operations::{Context, StepError};
 
 /// Pause between two long-polls: an agent that does not hold its reply is not asked without end.
 const POLL_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a source means, by digest.
+///
+/// # Errors
+/// The operation was cancelled; inside, what the host found.
+pub async fn resolve(
+    cx: &Context,
+    host: &HostId,
+    source: &ImageSource,
+) -> Result<Result<ResolvedImage, ApiError>, StepError> {
+    let request = ResolveRequest { source: source.clone() };
+    cx.unless_cancelled(cx.bus().command::<ImageResolve>(host, &request)).await
+}
 
 /// Stages an image to the end. A host that is away is asked again until the operation's time is up; what the agent
 /// itself found to be wrong ends the pull.

@@ -15,9 +15,9 @@ use store::StoreError;
 
 use super::publish::claim_lost;
 use crate::db::{
-    publication::{Withdrawn, image_withdraw},
     removal::{Removal, removal_done, removal_failed, removal_list},
     usage::Users,
+    withdrawal::{Taken, Withdrawn, image_withdraw},
 };
 
 /// Deletes an image no VM uses.
@@ -30,6 +30,9 @@ pub struct DeleteOrder {
     pub image_id: ImageId,
     /// Its name when the order was given.
     pub name: Option<ImageName>,
+    /// Whether only this name is taken away, and the image only with its last name.
+    #[serde(default)]
+    pub only_name: bool,
 }
 
 impl DeleteOrder {
@@ -42,6 +45,9 @@ impl DeleteOrder {
 /// What the step found out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Journal {
+    /// Whether the image went with its name.
+    #[serde(default)]
+    deleted: bool,
     /// Hosts that could not remove the files yet; the sweeper sees to them.
     owed: Vec<HostId>,
 }
@@ -56,7 +62,7 @@ impl Kind for Delete {
     }
 
     fn result(&self, order: &DeleteOrder, journal: &Journal) -> Value {
-        json!({ "image_id": order.image_id, "name": order.name, "owed": journal.owed })
+        json!({ "image_id": order.image_id, "name": order.name, "deleted": journal.deleted, "owed": journal.owed })
     }
 }
 
@@ -77,8 +83,10 @@ impl Step<Delete> for Withdraw {
 
     async fn run(&self, cx: &Context, _: &Delete, order: &DeleteOrder, journal: &mut Journal) -> Result<(), StepError> {
         let mut client = cx.store().client().await?;
-        match image_withdraw(&mut client, cx.fence(), order.image_id).await? {
-            Withdrawn::Done => {}
+        let taken = order.name.as_ref().filter(|_| order.only_name).map_or(Taken::All, Taken::Name);
+        match image_withdraw(&mut client, cx.fence(), order.image_id, taken).await? {
+            Withdrawn::Done => journal.deleted = true,
+            Withdrawn::Named => return Ok(()),
             Withdrawn::ClaimLost => return Err(StepError::retry(claim_lost())),
             Withdrawn::InUse(users) => return Err(StepError::permanent(in_use(order, &users))),
         }

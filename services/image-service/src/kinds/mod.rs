@@ -5,6 +5,7 @@
 
 mod agent;
 mod delete;
+mod name;
 mod publish;
 mod pull;
 mod push;
@@ -15,6 +16,7 @@ use contract::{ApiError, ImageId, ImageName};
 use operations::EngineBuilder;
 
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
+pub use name::{Rename, RenameOrder, Tag, TagOrder};
 pub use publish::{Made, Makes, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
 pub use push::{Push, PushOrder};
@@ -22,7 +24,7 @@ pub use push::{Push, PushOrder};
 /// Adds all kinds to an engine; at most `publications` keep a database connection while they wait.
 pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let turns = Arc::new(Turns::new(publications));
-    engine.kind(Pull::new(turns)).kind(Delete).kind(Push)
+    engine.kind(Pull::new(turns)).kind(Delete).kind(Push).kind(Tag).kind(Rename)
 }
 
 /// What operations on this image exclude each other by.
@@ -34,5 +36,7 @@ pub fn resource(image: ImageId) -> String {
 pub fn name_taken(name: &ImageName, source: Option<&str>) -> ApiError {
     let from = source.map(|source| format!(", pulled from {source}")).unwrap_or_default();
     ApiError::already_exists(format!("the image name {name} is taken{from}"))
-        .hint(format!("choose another name, or delete that image first: `warren image rm {name}`"))
+        .hint(format!(
+            "choose another name, or take it away first: `warren image rm {name}`; `warren image pull --if-newer` and `warren image tag --replace` move it"
+        ))
 }

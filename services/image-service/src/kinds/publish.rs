@@ -1,17 +1,19 @@
-//! The **publication** step of every kind that makes an image: name locked → looked at again → files renamed → rows
-//! inserted → committed.
+//! The **publication** step of every kind that makes an image: name locked → looked at again → digest looked for → files
+//! renamed → rows inserted → committed. A digest that is there already is the image that is there: it gets the name, and a
+//! replica on the host that staged it, if that has none.
 //!
 //! A kind says of itself what it makes and where ([`Makes`]); [`Publish`] is the last of its steps.
 
 use async_trait::async_trait;
-use contract::{ApiError, HostId, ImageId, ImageName, image::Image};
+use contract::{ApiError, HostId, ImageId, ImageName, agent::StagedImage, image::Image};
 use operations::{Context, Kind, Step, StepError};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{agent, name_taken};
 use crate::db::{
-    publication::{Withdrawn, image_withdraw, name_hold},
+    name::{Held, name_hold},
     removal::{removal_done, removal_list},
+    withdrawal::{Taken, Withdrawn, image_withdraw},
 };
 
 /// The **turns** of publications in this process. Each publication keeps a database connection while it waits for its
@@ -38,6 +40,8 @@ pub struct Made<'a> {
     pub name: &'a ImageName,
     /// What is shown as its source.
     pub source: String,
+    /// Whether the name is taken from the image that has it.
+    pub replace: bool,
 }
 
 /// A kind of operation that makes an image: an earlier step of it has a host stage the image under the operation's id.
@@ -50,6 +54,9 @@ pub trait Makes: Kind {
 
     /// The host that staged it, once one was chosen.
     fn host(journal: &Self::Journal) -> Option<&HostId>;
+
+    /// What that host staged, once it has.
+    fn staged(journal: &Self::Journal) -> Option<&StagedImage>;
 
     /// Takes down what was published.
     fn published(journal: &mut Self::Journal, image: Image);
@@ -83,22 +90,18 @@ impl<K: Makes> Step<K> for Publish {
         request: &K::Request,
         journal: &mut K::Journal,
     ) -> Result<(), StepError> {
-        let Made { id, name, source } = K::made(request);
-        let host = host_of::<K>(journal)?;
-        let _turn = kind.turns().take().await?;
-        let mut client = cx.store().client().await?;
-        let held = name_hold(&mut client, name, id).await?;
-        let image = match held.holder {
-            Some(holder) if holder == id => held.published(id).await?,
-            Some(_) => return Err(StepError::permanent(name_taken(name, None))),
-            None => {
-                let staged = agent::publish(cx, host, id).await?;
-                runtime::fault::point(&format!("{}/publish/renamed", K::NAME));
-                held.publish(cx.fence(), id, &source, &staged, host).await?
-            }
+        let (made, host) = (K::made(request), host_of::<K>(journal)?);
+        let staged = K::staged(journal)
+            .ok_or_else(|| StepError::permanent(ApiError::internal(format!("this {} has staged nothing", K::NAME))))?;
+        let image = {
+            let _turn = kind.turns().take().await?;
+            publish::<K>(cx, &made, host, staged).await?
         };
-        let image = image.ok_or_else(|| StepError::retry(claim_lost()))?;
-        tracing::info!(image.id = %id, image.name = %name, image.digest = %image.digest, host.id = %host, "published");
+        // Not needed where the files were there already. What cannot be removed now is found by the reconciler.
+        if let Err(error) = agent::discard(cx, host).await {
+            tracing::warn!(host.id = %host, %error, "a staging is left");
+        }
+        tracing::info!(image.id = %image.id, image.name = %made.name, image.digest = %image.digest, host.id = %host, "published");
         K::published(journal, image);
         Ok(())
     }
@@ -106,10 +109,15 @@ impl<K: Makes> Step<K> for Publish {
     /// Rows first, if they were committed; then the files. The staging goes before the final directory, so that a
     /// rename that arrives late finds nothing to rename.
     async fn undo(&self, cx: &Context, _: &K, request: &K::Request, journal: &K::Journal) -> Result<(), StepError> {
-        let (id, host) = (K::made(request).id, host_of::<K>(journal)?);
+        let (made, host) = (K::made(request), host_of::<K>(journal)?);
+        let id = made.id;
         let mut client = cx.store().client().await?;
-        match image_withdraw(&mut client, cx.fence(), id).await? {
+        match image_withdraw(&mut client, cx.fence(), made.id, Taken::Made(made.name)).await? {
             Withdrawn::Done => {}
+            Withdrawn::Named => {
+                drop(client);
+                return Ok(agent::discard(cx, host).await?);
+            }
             Withdrawn::ClaimLost => return Err(StepError::retry(claim_lost())),
             Withdrawn::InUse(users) => {
                 tracing::warn!(image.id = %id, users = users.count, "the image stays: VMs use it already");
@@ -125,6 +133,75 @@ impl<K: Makes> Step<K> for Publish {
         }
         Ok(())
     }
+}
+
+/// Holds the name, brings the files to their place unless the host has the same digest already, and commits.
+async fn publish<K: Makes>(
+    cx: &Context,
+    made: &Made<'_>,
+    host: &HostId,
+    staged: &StagedImage,
+) -> Result<Image, StepError> {
+    let mut client = cx.store().client().await?;
+    let held = name_hold(&mut client, made.name, made.id, cx.fence()).await?;
+    if let Some(image) = mine(&held, made, cx) {
+        return held.published(image).await?.ok_or_else(|| StepError::retry(claim_lost()));
+    }
+    check_holder(&held, made, &staged.digest).await?;
+    let image = held.image(made.id, &made.source, staged).await?;
+    if !held.replicated(image, host).await? {
+        agent::publish(cx, host, image).await?;
+        runtime::fault::point(&format!("{}/publish/renamed", K::NAME));
+        held.replicate(image, host).await?;
+    }
+    held.point(image, "published").await?.ok_or_else(|| StepError::retry(claim_lost()))
+}
+
+/// The image an earlier try of this operation published under the name.
+fn mine(held: &Held<'_>, made: &Made<'_>, cx: &Context) -> Option<ImageId> {
+    let holder = held.holder?;
+    (holder.set_by == Some(cx.operation()) || holder.image == made.id).then_some(holder.image)
+}
+
+/// Refuses a name that means another digest, unless it is to be taken.
+async fn check_holder(held: &Held<'_>, made: &Made<'_>, digest: &str) -> Result<(), StepError> {
+    match held.holder {
+        Some(holder) if !made.replace && held.digest(holder.image).await?.as_deref() != Some(digest) => {
+            Err(StepError::permanent(name_taken(made.name, None)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the name mean an image that is there already, files and all; nothing when it is there no more.
+///
+/// # Errors
+/// The name means another image and is not to be taken, or the database could not.
+pub async fn attach(
+    cx: &Context,
+    turns: &Turns,
+    made: &Made<'_>,
+    image: ImageId,
+    host: Option<&HostId>,
+) -> Result<Option<Image>, StepError> {
+    let _turn = turns.take().await?;
+    let mut client = cx.store().client().await?;
+    let held = name_hold(&mut client, made.name, image, cx.fence()).await?;
+    if let Some(image) = mine(&held, made, cx) {
+        return Ok(held.published(image).await?);
+    }
+    if !held.keep(image).await? {
+        return Ok(None);
+    }
+    if let Some(host) = host
+        && !held.replicated(image, host).await?
+    {
+        return Ok(None);
+    }
+    let digest = held.digest(image).await?.unwrap_or_default();
+    check_holder(&held, made, &digest).await?;
+    let image = held.point(image, "published").await?;
+    image.map(Some).ok_or_else(|| StepError::retry(claim_lost()))
 }
 
 /// What a worker is told whose lease ran out; nobody else ever reads it.

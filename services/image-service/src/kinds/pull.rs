@@ -1,4 +1,4 @@
-//! `image.pull`: choose a host, have it stage the image, publish it.
+//! `image.pull`: choose a host, ask it what the source means, have it stage the image unless that is here, publish it.
 
 use std::{
     sync::Arc,
@@ -18,9 +18,12 @@ use serde_json::{Value, json};
 
 use super::{
     agent, name_taken,
-    publish::{Made, Makes, Publish, Turns, host_of},
+    publish::{Made, Makes, Publish, Turns, attach, host_of},
 };
-use crate::{db::image::name_holder, domain::placement};
+use crate::{
+    db::image::{image_named, image_of_digest},
+    domain::placement,
+};
 
 /// Pulls an image from a registry or an OCI layout.
 pub struct Pull {
@@ -47,6 +50,9 @@ pub struct PullOrder {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Journal {
     host: Option<HostId>,
+    /// The digest that the source means is here: under this id, where it is wanted.
+    #[serde(default)]
+    here: Option<ImageId>,
     staged: Option<StagedImage>,
     image: Option<Image>,
 }
@@ -57,7 +63,7 @@ impl Kind for Pull {
     type Journal = Journal;
 
     fn steps(&self) -> Vec<Box<dyn Step<Self>>> {
-        vec![Box::new(Place), Box::new(Stage), Box::new(Publish)]
+        vec![Box::new(Place), Box::new(Resolve), Box::new(Stage), Box::new(Name)]
     }
 
     fn result(&self, _: &PullOrder, journal: &Journal) -> Value {
@@ -71,11 +77,16 @@ impl Makes for Pull {
     }
 
     fn made(order: &PullOrder) -> Made<'_> {
-        Made { id: order.image_id, name: &order.pull.name, source: order.pull.source.to_string() }
+        let pull = &order.pull;
+        Made { id: order.image_id, name: &pull.name, source: pull.source.to_string(), replace: pull.if_newer }
     }
 
     fn host(journal: &Journal) -> Option<&HostId> {
         journal.host.as_ref()
+    }
+
+    fn staged(journal: &Journal) -> Option<&StagedImage> {
+        journal.staged.as_ref()
     }
 
     fn published(journal: &mut Journal, image: Image) {
@@ -99,12 +110,6 @@ impl Step<Pull> for Place {
     }
 
     async fn run(&self, cx: &Context, _: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
-        let client = cx.store().client().await?;
-        // The publication decides; but what is lost already need not be downloaded.
-        if let Some((_, source)) = name_holder(&client, &order.pull.name).await? {
-            return Err(StepError::permanent(name_taken(&order.pull.name, Some(&source))));
-        }
-        drop(client);
         let give_up = Instant::now() + PLACE_PATIENCE;
         loop {
             cx.checkpoint()?;
@@ -121,6 +126,41 @@ impl Step<Pull> for Place {
     }
 }
 
+/// Asks what the source means, before anything is downloaded. Has no effect anywhere.
+struct Resolve;
+
+#[async_trait]
+impl Step<Pull> for Resolve {
+    fn name(&self) -> &'static str {
+        "resolve"
+    }
+
+    async fn run(&self, cx: &Context, _: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
+        let resolved = match agent::resolve(cx, host_of::<Pull>(journal)?, &order.pull.source).await? {
+            Ok(resolved) => resolved,
+            Err(error) if error.retryable => {
+                // An agent from before, or a registry that is away for a moment: the staging finds out.
+                tracing::info!(%error, "what the source means is found out by staging it");
+                return Ok(());
+            }
+            Err(error) => return Err(StepError::permanent(error)),
+        };
+        let client = cx.store().client().await?;
+        let wanted = order.pull.host.as_ref();
+        let here = image_of_digest(&client, &resolved.digest).await?;
+        journal.here = here
+            .filter(|(_, hosts)| wanted.map_or(!hosts.is_empty(), |host| hosts.contains(host)))
+            .map(|(image, _)| image);
+        // The publication decides; but what is lost already need not be downloaded.
+        match image_named(&client, &order.pull.name).await? {
+            Some(holder) if holder.digest != resolved.digest && !order.pull.if_newer => {
+                Err(StepError::permanent(name_taken(&order.pull.name, Some(&holder.source))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Has the host download, verify and unpack: slow, and nothing is locked.
 struct Stage;
 
@@ -131,11 +171,41 @@ impl Step<Pull> for Stage {
     }
 
     async fn run(&self, cx: &Context, _: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
+        if journal.here.is_some() {
+            return Ok(());
+        }
         journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, &order.pull.source).await?);
         Ok(())
     }
 
     async fn undo(&self, cx: &Context, _: &Pull, _: &PullOrder, journal: &Journal) -> Result<(), StepError> {
         Ok(agent::discard(cx, host_of::<Pull>(journal)?).await?)
+    }
+}
+
+/// The publication. A digest that was here needs none but the name, if it is here still.
+struct Name;
+
+#[async_trait]
+impl Step<Pull> for Name {
+    fn name(&self) -> &'static str {
+        "publish"
+    }
+
+    async fn run(&self, cx: &Context, kind: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
+        if let Some(here) = journal.here {
+            let made = Pull::made(order);
+            if let Some(image) = attach(cx, &kind.turns, &made, here, order.pull.host.as_ref()).await? {
+                tracing::info!(image.id = %image.id, image.name = %made.name, image.digest = %image.digest, "here already");
+                journal.image = Some(image);
+                return Ok(());
+            }
+            journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, &order.pull.source).await?);
+        }
+        Step::<Pull>::run(&Publish, cx, kind, order, journal).await
+    }
+
+    async fn undo(&self, cx: &Context, kind: &Pull, order: &PullOrder, journal: &Journal) -> Result<(), StepError> {
+        Step::<Pull>::undo(&Publish, cx, kind, order, journal).await
     }
 }

@@ -91,10 +91,13 @@ impl Crash {
     }
 }
 
-const PULL_POINTS: [&str; 10] = [
+const PULL_POINTS: [&str; 13] = [
     "image.pull/place/before",
     "image.pull/place/after",
     "image.pull/place/recorded",
+    "image.pull/resolve/before",
+    "image.pull/resolve/after",
+    "image.pull/resolve/recorded",
     "image.pull/stage/before",
     "image.pull/stage/after",
     "image.pull/stage/recorded",
@@ -184,6 +187,39 @@ async fn a_delete_killed_at_each_point_ends_well() {
         crash.died(child).await;
         let _child = crash.start().await;
         assert_eq!(lab.ended(id).await.state, OperationState::Succeeded, "{point}");
+        lab.assert_nothing_left().await;
+    };
+    stream::iter(points).map(story).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+}
+
+#[tokio::test]
+async fn a_tag_and_a_rename_killed_at_each_point_end_well() {
+    let points = [
+        "image.tag/tag/before",
+        "image.tag/tag/after",
+        "image.tag/tag/recorded",
+        "image.rename/rename/before",
+        "image.rename/rename/after",
+        "image.rename/rename/recorded",
+    ];
+    let postgres = &Postgres::start().await;
+    let story = |point: &'static str| async move {
+        let crash = Crash::on(postgres, point).await;
+        let child = crash.start().await;
+        let lab = &crash.lab;
+        let image = image_of(&lab.pull(&registry("debian"), "debian").await.unwrap());
+        let (id, left) = if point.starts_with("image.tag") {
+            let request = json!({ "image": "debian", "name": "new" });
+            (crash.accepted::<contract::image::Tag>("image.tag", request).await, 2)
+        } else {
+            let request = json!({ "from": "debian", "to": "new" });
+            (crash.accepted::<contract::image::Rename>("image.rename", request).await, 1)
+        };
+        crash.died(child).await;
+        let _child = crash.start().await;
+        assert_eq!(image_of(&lab.ended(id).await).id, image.id, "{point}");
+        assert_eq!(lab.image("new").await.unwrap().names.len(), left, "{point}");
+        lab.delete(&image.id.to_string()).await.unwrap();
         lab.assert_nothing_left().await;
     };
     stream::iter(points).map(story).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;

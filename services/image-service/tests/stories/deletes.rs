@@ -7,7 +7,7 @@ use testkit::wait_until;
 use crate::lab::{BOUND, Lab, count, image_of, registry};
 
 /// Gives the lab a VM on `h1` as vm-lifecycle would have reserved it.
-async fn insert_vm(sql: &tokio_postgres::Client, name: &str, image: contract::ImageId) {
+pub async fn insert_vm(sql: &tokio_postgres::Client, name: &str, image: contract::ImageId) {
     let register = "select vm.host_register('h1', '10.77.0.0/16', 24, gen_random_uuid(), 8, 8192, 8192, 'fake', '0')";
     sql.execute(register, &[]).await.unwrap();
     sql.execute(

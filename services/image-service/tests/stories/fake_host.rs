@@ -10,8 +10,8 @@ use bus::{Bus, Service};
 use contract::{
     ApiError, HostId, ImageId, MebiBytes, OperationId,
     agent::{
-        Fence, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageStage, PushStatus, PushedBundle, StageStatus,
-        StagedImage,
+        Fence, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageResolve, ImageStage, PushStatus, PushedBundle,
+        ResolvedImage, StageStatus, StagedImage,
     },
     host::{self, Capacity, Empty, Host, HostList, HostState},
     image::ImageConfig,
@@ -49,10 +49,16 @@ struct State {
     renaming: usize,
     epochs: HashMap<OperationId, i64>,
     staging: BTreeMap<OperationId, String>,
+    /// What sources mean that were pushed to anew; others mean what they are called.
+    pushed: BTreeMap<String, String>,
     images: BTreeMap<ImageId, StagedImage>,
 }
 
 impl State {
+    fn content(&self, source: &str) -> String {
+        self.pushed.get(source).cloned().unwrap_or_else(|| source.to_owned())
+    }
+
     /// Whether this command may be carried out.
     fn admit(&mut self, fence: Fence) -> Result<(), ApiError> {
         if self.away {
@@ -68,10 +74,19 @@ impl State {
     }
 }
 
+/// The digest of some content.
+pub fn digest(content: &str) -> String {
+    // FNV-1a: a digest in form, and another one for other content.
+    let hash = content
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    format!("sha256:{}", format!("{hash:016x}").repeat(4))
+}
+
 /// What every staged image is.
-fn staged(source: &str) -> StagedImage {
+fn staged(content: &str) -> StagedImage {
     StagedImage {
-        digest: format!("sha256:{source}"),
+        digest: digest(content),
         architecture: "amd64".into(),
         rootfs_bytes: 1 << 20,
         config: ImageConfig { cmd: vec!["/bin/sh".into()], ..ImageConfig::default() },
@@ -90,6 +105,19 @@ impl FakeHost {
             async move { host.stage(request.fence, &request.source.to_string(), request.wait_ms).await }
         });
         stage.await.unwrap();
+        let host = inner.clone();
+        let resolve = service.serve_agent::<ImageResolve, _>(&id, move |_, request| {
+            let host = host.clone();
+            async move {
+                let state = host.state.lock().unwrap();
+                if state.away {
+                    return Err(ApiError::unavailable("the fake host is away"));
+                }
+                let image = staged(&state.content(&request.source.to_string()));
+                Ok(ResolvedImage { digest: image.digest, architecture: image.architecture, layers: vec![1 << 10] })
+            }
+        });
+        resolve.await.unwrap();
         let host = inner.clone();
         let publish = service.serve_agent::<ImagePublish, _>(&id, move |_, request| {
             let host = host.clone();
@@ -143,6 +171,11 @@ impl FakeHost {
         self.change(|state| state.blocked.remove(source));
     }
 
+    /// From now on the source means other content.
+    pub fn push(&self, source: &str, content: &str) {
+        self.change(|state| state.pushed.insert(source.into(), content.into()));
+    }
+
     /// From now on the download of this source fails.
     pub fn fail(&self, source: &str, error: ApiError) {
         self.change(|state| state.failing.insert(source.into(), error));
@@ -190,12 +223,18 @@ impl Inner {
             if let Some(error) = state.failing.get(source) {
                 return Ok(StageStatus::Failed { error: error.clone() });
             }
-            state.staging.insert(fence.operation, source.to_owned());
+            let content = state.content(source);
+            state.staging.insert(fence.operation, content);
         }
         loop {
             let changed = self.changed.notified();
-            if !self.state.lock().unwrap().blocked.contains(source) {
-                return Ok(StageStatus::Done { image: staged(source) });
+            {
+                let state = self.state.lock().unwrap();
+                if !state.blocked.contains(source) {
+                    // As it was when it was downloaded.
+                    let content = state.staging.get(&fence.operation).cloned();
+                    return Ok(StageStatus::Done { image: staged(content.as_deref().unwrap_or(source)) });
+                }
             }
             if tokio::time::timeout_at(give_up, changed).await.is_err() {
                 let progress = Progress { done: 1, total: 2 };

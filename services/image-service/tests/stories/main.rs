@@ -4,6 +4,7 @@ mod crashes;
 mod deletes;
 mod fake_host;
 mod lab;
+mod names;
 mod outages;
 mod pulls;
 mod pushes;

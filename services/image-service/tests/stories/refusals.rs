@@ -38,15 +38,15 @@ async fn a_wrong_request_makes_no_operation() {
 }
 
 #[tokio::test]
-async fn a_taken_name_is_refused_at_once() {
+async fn a_taken_name_is_refused_before_anything_is_downloaded() {
     let lab = Lab::start().await;
     lab.pull(&registry("debian"), "debian").await.unwrap();
-    let request = json!({ "source": { "registry": registry("other") }, "name": "debian" });
+    let request = json!({ "source": { "registry": registry("other") }, "name": "debian", "wait": true });
     let error = lab.call::<Pull>(request, None).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::AlreadyExists);
     assert!(error.hint.unwrap().contains("warren image rm debian"));
     assert_eq!(lab.host.asked(&registry("other")), 0);
-    assert_eq!(count(&lab.sql().await, "select count(*) from operations.operation").await, 1);
+    assert_eq!(lab.host.images().len(), 1);
 }
 
 #[tokio::test]

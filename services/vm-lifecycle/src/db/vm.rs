@@ -36,7 +36,7 @@ pub struct VmRow {
     pub epoch: i64,
 }
 
-pub(super) const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, v.cpus::bigint as cpus, v.memory_mib, \
+pub(super) const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, (select i.digest from image.image i where i.id = v.image_id) as image_digest, v.cpus::bigint as cpus, v.memory_mib, \
      v.disk_mib, v.ssh_keys, v.ssh_host_key, v.ssh_port, v.reason, v.epoch, v.created_at, v.ready_at, l.address, \
      v.labels, v.restart_policy, v.restarts::bigint as restarts, v.restart_at, v.expires_at, v.idle_seconds, v.idle_action, \
      case when v.state = 'running' then v.active_at end as active_at, v.deletion_protection, v.features, \
@@ -127,6 +127,7 @@ pub(super) fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
         host_down: row.try_get("host_down")?,
         image: ImageId(row.try_get("image_id")?),
         image_name: row.try_get("image_name")?,
+        image_digest: row.try_get("image_digest")?,
         cpus: number(row, "cpus")?,
         memory: MebiBytes(number(row, "memory_mib")?),
         disk: MebiBytes(number(row, "disk_mib")?),

@@ -117,7 +117,7 @@ fn check_wanted<'a>(hosts: &'a [Candidate], wanted: &HostId, question: &Question
     }
     if !question.holders.contains(wanted) {
         return Err(ApiError::failed_precondition(format!("host {wanted} does not hold the image {}", question.image))
-            .hint(format!("pull it there with `warren image pull … --host {wanted}` under another name")));
+            .hint(format!("pull it there with `warren image pull … --host {wanted}`")));
     }
     if let Some(kernel) = question.kernel.filter(|kernel| !host.has_kernel(Some(kernel))) {
         return Err(no_kernel(&format!("host {wanted}"), kernel));

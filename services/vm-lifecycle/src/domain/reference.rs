@@ -1,11 +1,11 @@
-//! What `--image` means: a **name or id** of an image the lab holds, or a **registry reference**, which is pulled first.
+//! What `--image` means: a **name, id or digest** of an image the lab holds, or a **registry reference**, which is pulled first.
 
-use contract::{ApiError, ImageName};
+use contract::{ApiError, ImageName, image::PREFIX_MIN};
 
 /// An image as a create names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// A name or id.
+    /// A name, id or digest, or how one of these two begins.
     Known(String),
     /// A registry reference, and the name it gets here.
     Reference {
@@ -28,6 +28,10 @@ const DIGEST_DIGITS: usize = 12;
 /// # Errors
 /// `invalid_argument`: it is neither a name, nor an id, nor a reference.
 pub fn parse(text: &str) -> Result<Wanted, ApiError> {
+    let digest = text.strip_prefix("sha256:").unwrap_or_default();
+    if (PREFIX_MIN..=64).contains(&digest.len()) && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Ok(Wanted::Known(text.to_owned()));
+    }
     if !text.contains(['/', ':', '@']) {
         if uuid::Uuid::parse_str(text).is_err() {
             text.parse::<ImageName>().map_err(|error| {
@@ -101,7 +105,9 @@ mod tests {
 
     #[test]
     fn a_name_and_an_id_are_taken_as_they_are() {
-        for text in ["debian", "debian-12.5_slim", "0190d5a4-0000-7000-8000-000000000000"] {
+        for text in
+            ["debian", "debian-12.5_slim", "0190d5a4-0000-7000-8000-000000000000", "0190d5a4-00", "sha256:0123abcd"]
+        {
             assert_eq!(parse(text).unwrap(), Wanted::Known(text.into()));
         }
     }

@@ -94,6 +94,7 @@ async fn pulled(
         source: ImageSource::Registry(reference.to_owned()),
         name: name.clone(),
         host: search.host.cloned(),
+        if_newer: false,
         wait: false,
         timeout_ms: operation::default_wait_ms(),
     };

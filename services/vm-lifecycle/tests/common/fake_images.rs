@@ -71,6 +71,7 @@ impl FakeImages {
         let image = images.entry(name.to_owned()).or_insert_with(|| Image {
             id,
             name: name.parse::<ImageName>().unwrap(),
+            names: vec![name.parse::<ImageName>().unwrap()],
             digest: "sha256:0".into(),
             source: source.into(),
             architecture: "amd64".into(),
@@ -91,7 +92,7 @@ impl FakeImages {
 
 async fn insert_image(sql: &tokio_postgres::Client, id: ImageId, name: &str) {
     let image = "insert into image.image (id, digest, source, architecture, rootfs_bytes, config) \
-                 values ($1, 'sha256:0', $2, 'amd64', 1048576, '{}')";
+                 values ($1, 'sha256:' || $1::uuid, $2, 'amd64', 1048576, '{}')";
     sql.execute(image, &[&id.0, &name]).await.unwrap();
     sql.execute("insert into image.name (name, image_id) values ($2, $1)", &[&id.0, &name]).await.unwrap();
 }

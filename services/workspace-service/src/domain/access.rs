@@ -55,6 +55,7 @@ mod tests {
             host_down: false,
             image: ImageId::new(),
             image_name: "debian".into(),
+            image_digest: None,
             cpus: 1,
             memory: MebiBytes(256),
             disk: MebiBytes(2048),

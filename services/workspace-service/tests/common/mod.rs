@@ -126,6 +126,7 @@ impl Lab {
             host_down: false,
             image: ImageId::new(),
             image_name: "debian".into(),
+            image_digest: None,
             cpus: 1,
             memory: MebiBytes(256),
             disk: MebiBytes(2048),

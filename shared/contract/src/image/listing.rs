@@ -16,6 +16,9 @@ pub struct ListRequest {
     /// Only names after this one: the last name of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<ImageName>,
+    /// Also images without a name: VMs use them still, or they are about to be removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
 }
 
 /// A page of images.

@@ -17,6 +17,10 @@ pub struct PullRequest {
     /// The host that holds it; left out, the live host with most free disk space.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
+    /// Where the name means another image already: move it to what the source means now, in the publication's own
+    /// transaction. VMs keep the image they were made from.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub if_newer: bool,
     /// Hold the reply until the pull has ended.
     #[serde(default)]
     pub wait: bool,

@@ -10,11 +10,15 @@ use crate::{
     name::ImageName,
 };
 
-/// Names one image, by name or id.
+/// The fewest digits by which an id or a digest is found.
+pub const PREFIX_MIN: usize = 8;
+
+/// Names one image: by name, id, digest, or the unique beginning of an id or digest (at least
+/// [`PREFIX_MIN`] digits).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRef {
-    /// Its name or id.
+    /// Its name, id or digest, or how one of these two begins.
     pub image: String,
 }
 
@@ -23,8 +27,11 @@ pub struct ImageRef {
 pub struct Image {
     /// Its id.
     pub id: ImageId,
-    /// Its name.
+    /// The name that was asked for, or the first of its names; the first digits of its digest where it has none.
     pub name: ImageName,
+    /// All its names, in order.
+    #[serde(default)]
+    pub names: Vec<ImageName>,
     /// The digest of its manifest for this architecture: `sha256:…`.
     pub digest: String,
     /// Where it came from.

@@ -157,6 +157,7 @@ fn show(vm: &Vm, claims: &Claims) -> Result<(), Failure> {
         ("state", state(vm)),
         ("reason", vm.reason.clone().unwrap_or_default()),
         ("image", format!("{} ({})", vm.image_name, vm.image)),
+        ("image digest", vm.image_digest.clone().unwrap_or_default()),
         ("host", vm.host.to_string()),
         ("address", vm.address.to_string()),
         ("dns name", vm.fqdn.clone()),
