@@ -97,7 +97,7 @@ impl<K: Makes> Step<K> for Publish {
             let _turn = kind.turns().take().await?;
             publish::<K>(cx, &made, host, staged).await?
         };
-        // Not needed where the files were there already. What cannot be removed now is found by the reconciler.
+        // Not needed where the files were there already. What cannot be removed now goes when the agent starts anew and it is old.
         if let Err(error) = agent::discard(cx, host).await {
             tracing::warn!(host.id = %host, %error, "a staging is left");
         }
