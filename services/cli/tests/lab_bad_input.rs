@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{busybox_layout, lab_or_skip, refused};
+use common::{busybox_edition, busybox_layout, lab_or_skip, refused};
 use testkit::{lab::LabOptions, registry::Registry};
 
 fn create<'a>(name: &'a str, image: &'a str) -> Vec<&'a str> {
@@ -24,7 +24,10 @@ async fn what_cannot_be_is_refused_with_a_reason() {
     refused(&lab, &create("web", "nothing"), "not_found", 3).await;
     refused(&lab, &create("../../etc", "bb"), "invalid_argument", 2).await;
     refused(&lab, &["vm", "create", "web", "--image", "bb", "--memory", "1M"], "invalid_argument", 2).await;
-    refused(&lab, &["image", "pull", &layout, "--layout", "--name", "bb"], "already_exists", 4).await;
+    // The same image under its name is nothing new, another one is refused.
+    lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
+    let other = busybox_edition(&lab.scratch(), "other");
+    refused(&lab, &["image", "pull", &other, "--layout", "--name", "bb"], "already_exists", 4).await;
     refused(&lab, &["image", "pull", "/nowhere", "--layout", "--name", "no"], "not_found", 3).await;
     refused(&lab, &["vm", "show", "nobody"], "not_found", 3).await;
 

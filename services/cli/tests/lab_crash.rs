@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{busybox_layout, lab_or_skip};
+use common::{busybox_edition, busybox_layout, lab_or_skip};
 use serde_json::Value;
 use testkit::lab::{Lab, LabOptions};
 
@@ -107,7 +107,6 @@ async fn host_agent_killed_at_each_step_of_a_create() {
 async fn image_service_and_host_agent_killed_at_each_step_of_a_pull() {
     let Some((mut lab, boot)) = lab_with_witness().await else { return };
     let host = lab.hosts()[0].clone();
-    let layout = busybox_layout(&lab.scratch());
     let points = [
         ("image-service", "image.pull/place/after"),
         ("image-service", "image.pull/stage/after"),
@@ -119,7 +118,9 @@ async fn image_service_and_host_agent_killed_at_each_step_of_a_pull() {
         (&*host, "agent/image.publish/renamed"),
     ];
     for (n, (process, point)) in points.into_iter().enumerate() {
+        // What is here already would not be staged once more.
         let name = format!("again-{n}");
+        let layout = busybox_edition(&lab.scratch(), &name);
         let operation = crash(&mut lab, process, point, &["image", "pull", &layout, "--layout", "--name", &name]).await;
         assert_eq!(operation["state"], "succeeded", "{point}: {operation:#}\n{}", lab.tails());
         lab.must(&["image", "rm", &name]).await;

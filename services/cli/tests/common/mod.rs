@@ -25,6 +25,14 @@ pub fn busybox_layout(dir: &Path) -> String {
     path.display().to_string()
 }
 
+/// An OCI layout in `dir` of a busybox image that is no other edition's; its path.
+pub fn busybox_edition(dir: &Path, edition: &str) -> String {
+    let path = dir.join(format!("busybox-{edition}"));
+    let environment = serde_json::json!({ "Env": ["PATH=/bin", format!("EDITION={edition}")] });
+    testkit::image::busybox_image().config(environment).write(&path).expect("the layout is written");
+    path.display().to_string()
+}
+
 /// An OCI layout in `dir` of the Debian tree with systemd that deploy/check makes, with one more layer; or nothing (said so).
 pub fn debian_layout(dir: &Path, more: Option<Layer>) -> Option<PathBuf> {
     let Some(tar) = std::env::var_os("WARREN_TEST_DEBIAN_TAR") else {
