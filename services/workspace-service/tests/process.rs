@@ -82,7 +82,8 @@ async fn a_replica_that_ends_or_is_killed_leaves_no_git() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let word = listener.local_addr().unwrap().to_string();
         let request = json!({ "vm": vm, "source": { "git": { "url": format!("http://{word}/x") } } });
-        lab.call::<Prepare>(request).await.unwrap();
+        // A service's verbs are there one after the other.
+        wait_until("an answer", BOUND, async || lab.call::<Prepare>(request.clone()).await.ok()).await;
         let (connection, _) = tokio::time::timeout(BOUND, listener.accept()).await.unwrap().unwrap();
         assert!(runs(&word));
         replica.signal(signal);
