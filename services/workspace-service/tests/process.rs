@@ -5,7 +5,7 @@ mod common;
 use std::process::{Child, Command, Stdio};
 
 use common::{BOUND, Lab, exec};
-use contract::{ErrorCode, SessionId, vm::VmState, workspace::Open, worktree::Prepare};
+use contract::{ErrorCode, SessionId, operation, vm::VmState, workspace::Open, worktree::Prepare};
 use nix::{sys::signal, unistd::Pid};
 use serde_json::json;
 use testkit::wait_until;
@@ -26,6 +26,8 @@ impl Replica {
             (lab.call::<Open>(request).await.unwrap_err().code == ErrorCode::NotFound).then_some(())
         })
         .await;
+        // A service's verbs are there one after the other, these last.
+        wait_until("its last verbs", BOUND, async || lab.call::<operation::List>(json!({})).await.ok()).await;
         replica
     }
 
@@ -82,8 +84,7 @@ async fn a_replica_that_ends_or_is_killed_leaves_no_git() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let word = listener.local_addr().unwrap().to_string();
         let request = json!({ "vm": vm, "source": { "git": { "url": format!("http://{word}/x") } } });
-        // A service's verbs are there one after the other.
-        wait_until("an answer", BOUND, async || lab.call::<Prepare>(request.clone()).await.ok()).await;
+        lab.call::<Prepare>(request).await.unwrap();
         let (connection, _) = tokio::time::timeout(BOUND, listener.accept()).await.unwrap().unwrap();
         assert!(runs(&word));
         replica.signal(signal);
