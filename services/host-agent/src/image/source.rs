@@ -165,12 +165,13 @@ impl Source {
 }
 
 /// Registries on this machine are spoken to over http, as docker does.
-fn is_loopback(registry: &str) -> bool {
+pub(in crate::image) fn is_loopback(registry: &str) -> bool {
     let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host).trim_matches(['[', ']']);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn credentials(registry: &str, docker_config: Option<&Path>) -> RegistryAuth {
+/// What docker's configuration holds for a registry; nobody's where it holds nothing.
+pub(in crate::image) fn credentials(registry: &str, docker_config: Option<&Path>) -> RegistryAuth {
     let found = match docker_config {
         Some(dir) => std::fs::File::open(dir.join("config.json"))
             .ok()

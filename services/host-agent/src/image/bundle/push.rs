@@ -1,6 +1,6 @@
 //! **Pushing** a bundle: packed, then sent to a registry, which is asked first what it has.
 
-use std::{net::IpAddr, path::Path, path::PathBuf, time::Duration};
+use std::{path::Path, path::PathBuf, time::Duration};
 
 use contract::{
     ApiError,
@@ -22,6 +22,7 @@ use crate::{
         ImageOptions,
         identity::{self, Identity},
         progress::Reporter,
+        source::{credentials, is_loopback},
         storage_error,
     },
 };
@@ -279,27 +280,5 @@ impl Counted {
 
     fn take_back(&self) {
         self.progress.take_back(self.sent.swap(0, std::sync::atomic::Ordering::Relaxed));
-    }
-}
-
-/// Registries on this machine are spoken to over http, as docker does.
-fn is_loopback(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host).trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn credentials(registry: &str, docker_config: Option<&Path>) -> RegistryAuth {
-    let found = match docker_config {
-        Some(dir) => std::fs::File::open(dir.join("config.json"))
-            .ok()
-            .and_then(|file| docker_credential::get_credential_from_reader(file, registry).ok()),
-        None => docker_credential::get_credential(registry).ok(),
-    };
-    match found {
-        Some(docker_credential::DockerCredential::UsernamePassword(user, password)) => {
-            RegistryAuth::Basic(user, password)
-        }
-        Some(docker_credential::DockerCredential::IdentityToken(token)) => RegistryAuth::Bearer(token),
-        None => RegistryAuth::Anonymous,
     }
 }
