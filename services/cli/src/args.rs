@@ -19,7 +19,7 @@ use crate::{dev::args::DevCommand, output::Format};
 
 mod command;
 mod exec;
-mod image;
+pub mod image;
 mod lab;
 mod run;
 mod vm;

@@ -35,7 +35,7 @@ fn fence() -> Fence {
 
 async fn staged(images: &Arc<ImageStore>, source: ImageSource) -> Result<(ImageId, StagedImage), contract::ApiError> {
     let fence = fence();
-    match images.stage(&StageRequest { fence, source, wait_ms: 60_000 }).await.unwrap() {
+    match images.stage(&StageRequest { fence, source: source.into(), wait_ms: 60_000 }).await.unwrap() {
         StageStatus::Done { .. } => {
             let id = ImageId::new();
             Ok((id, images.publish(&PublishRequest { fence, image: id }).await.unwrap()))

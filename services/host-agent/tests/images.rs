@@ -21,7 +21,7 @@ fn fence() -> Fence {
 
 fn request(fence: Fence, layout: &Path) -> StageRequest {
     let path = layout.display().to_string();
-    StageRequest { fence, source: ImageSource::Layout { path, reference: None }, wait_ms: 60_000 }
+    StageRequest { fence, source: ImageSource::Layout { path, reference: None }.into(), wait_ms: 60_000 }
 }
 
 fn stagings(state: &Path) -> Vec<String> {

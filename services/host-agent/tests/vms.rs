@@ -58,7 +58,7 @@ impl Host {
         let (store, image) = (images(dir.path()), ImageId::new());
         let fence = Fence { operation: OperationId::new(), epoch: 1 };
         let source = ImageSource::Layout { path: layout.display().to_string(), reference: None };
-        let staged = store.stage(&StageRequest { fence, source, wait_ms: 60_000 }).await.unwrap();
+        let staged = store.stage(&StageRequest { fence, source: source.into(), wait_ms: 60_000 }).await.unwrap();
         assert!(matches!(staged, StageStatus::Done { .. }), "{staged:?}");
         store.publish(&PublishRequest { fence, image }).await.unwrap();
 

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use bundle::{PushBundleRequest, PushStatus, PushedBundle};
 pub use image::{
-    DiscardRequest, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest, StageStatus,
-    StagedImage,
+    DiscardRequest, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest, StageSource,
+    StageStatus, StagedImage,
 };
 pub use transfer::{ExportChangesRequest, ForgetRequest, ImportFrom, ImportRequest, TransferRequest};
 pub use vm::{

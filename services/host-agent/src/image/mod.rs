@@ -11,6 +11,7 @@ mod layer;
 mod limits;
 mod manifest;
 mod progress;
+mod pull;
 mod push;
 mod source;
 mod stage;

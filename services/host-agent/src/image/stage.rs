@@ -1,34 +1,23 @@
-//! One staging, from a source to a whole, synced directory.
+//! One **staging**, from a source to a whole, synced directory. What an image is made of decides who makes it: each maker is a
+//! module of its own, leaves the root filesystem in the directory and says what it made.
 
-use std::{
-    fs::File,
-    io::BufReader,
-    path::{Path, PathBuf},
-    sync::Arc,
+use std::path::{Path, PathBuf};
+
+use contract::{
+    ApiError, OperationId,
+    agent::{StageSource, StagedImage},
+    image::ImageSource,
 };
-
-use contract::{ApiError, OperationId, agent::StagedImage, image::ImageSource};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
-use super::{
-    ImageOptions, MANIFEST, ROOTFS, Record, bundle, download, ext4,
-    identity::Rootfs,
-    layer,
-    limits::Limits,
-    manifest::{self, Resolved},
-    progress::Reporter,
-    source::Source,
-    storage_error,
-    tree::Tree,
-};
+use super::{ImageOptions, MANIFEST, Record, progress::Reporter, pull, storage_error};
 use crate::files;
 
 /// What one staging needs.
 pub(super) struct Staging {
     pub operation: OperationId,
     pub dir: PathBuf,
-    pub source: ImageSource,
+    pub source: StageSource,
     pub options: ImageOptions,
     pub progress: Reporter,
     pub cancel: CancellationToken,
@@ -37,43 +26,50 @@ pub(super) struct Staging {
 impl Staging {
     /// Does it all. The directory holds `manifest.json` when it is whole, and only then.
     pub(super) async fn run(&self) -> Result<StagedImage, ApiError> {
-        let resolved = tokio::select! {
-            fetched = self.fetch() => fetched?,
-            () = self.cancel.cancelled() => return Err(ApiError::cancelled("the staging was discarded")),
+        let image = match self.source.clone() {
+            StageSource::Registry(reference) => pull::make(self, &ImageSource::Registry(reference)).await?,
+            StageSource::Layout { path, reference } => {
+                pull::make(self, &ImageSource::Layout { path, reference }).await?
+            }
         };
-        runtime::fault::point("agent/image.stage/downloaded");
+        self.finish(image).await
+    }
+
+    /// Leaves work at once when the staging is discarded.
+    ///
+    /// # Errors
+    /// The work's, or `cancelled`.
+    pub(super) async fn unless_discarded<T>(
+        &self,
+        work: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        tokio::select! {
+            done = work => done,
+            () = self.cancel.cancelled() => Err(ApiError::cancelled("the staging was discarded")),
+        }
+    }
+
+    /// Has a thread work in the directory. It is not abandoned on a cancel, which it looks out for itself: nothing may write
+    /// there once this has ended.
+    ///
+    /// # Errors
+    /// The work's, or that it panicked.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path, &Reporter, &CancellationToken) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let (dir, progress, cancel) = (self.dir.clone(), self.progress.clone(), self.cancel.clone());
-        let (operation, limits) = (self.operation, self.options.limits);
-        let span = tracing::info_span!("build", image.digest = %resolved.digest);
-        // Not abandoned on a cancel, which it looks out for itself: nothing may write here once this has ended.
-        let built = tokio::task::spawn_blocking(move || {
-            span.in_scope(|| build(&dir, resolved, operation, &limits, &progress, &cancel))
-        });
-        built.await.map_err(|error| ApiError::internal(format!("the image's building failed: {error}")))?
+        let done = tokio::task::spawn_blocking(move || work(&dir, &progress, &cancel)).await;
+        done.map_err(|error| ApiError::internal(format!("the image's making failed: {error}")))?
     }
 
-    /// Finds the image and downloads its layers.
-    async fn fetch(&self) -> Result<Resolved, ApiError> {
-        let limits = self.options.limits;
-        self.progress.phase("resolving", 0);
-        let source = Arc::new(Source::open(&self.source, &self.options)?);
-        let resolved = manifest::resolve(&source, &limits)
-            .instrument(tracing::info_span!("resolve", image.source = %self.source))
-            .await?;
-        let blobs: Vec<_> = resolved.layers.iter().map(|(descriptor, _)| descriptor.clone()).collect();
-        let packed: u64 = blobs.iter().map(|blob| blob.size).sum();
-        self.room(packed, limits.reserve)?;
-        let layers = self.dir.join("layers");
-        tokio::fs::create_dir_all(&layers).await.map_err(|error| storage_error(&layers, &error))?;
-        let span = tracing::info_span!("download", image.digest = %resolved.digest, bytes = packed);
-        download::all(&source, blobs, &layers, &limits, &self.progress).instrument(span).await?;
-        Ok(resolved)
-    }
-
-    /// Refuses what cannot fit: the layers, unpacked about three times as large, and the image.
-    fn room(&self, packed: u64, reserve: u64) -> Result<(), ApiError> {
+    /// Refuses what needs more bytes than the disk has beside its reserve.
+    ///
+    /// # Errors
+    /// `resource_exhausted`.
+    pub(super) fn room(&self, bytes: u64) -> Result<(), ApiError> {
         let free = files::free_bytes(&self.dir).map_err(|error| storage_error(&self.dir, &error))?;
-        let needed = packed.saturating_mul(4).saturating_add(reserve);
+        let needed = bytes.saturating_add(self.options.limits.reserve);
         if free < needed {
             return Err(ApiError::resource_exhausted(format!(
                 "the host's disk has {} MiB free and the image needs about {} MiB",
@@ -84,86 +80,18 @@ impl Staging {
         }
         Ok(())
     }
-}
 
-fn build(
-    dir: &Path,
-    resolved: Resolved,
-    operation: OperationId,
-    limits: &Limits,
-    progress: &Reporter,
-    cancel: &CancellationToken,
-) -> Result<StagedImage, ApiError> {
-    let layers = dir.join("layers");
-    if let Some(identity) = &resolved.identity {
-        let rootfs_bytes = unbundle(dir, &resolved, &identity.rootfs, limits, progress, cancel)?;
-        return finish(dir, resolved, rootfs_bytes, operation);
+    /// Writes the record that makes the directory whole.
+    async fn finish(&self, image: StagedImage) -> Result<StagedImage, ApiError> {
+        runtime::fault::point("agent/image.stage/written");
+        let operation = self.operation;
+        self.blocking(move |dir, _, _| {
+            let record = serde_json::to_vec_pretty(&Record { operation, image: image.clone() })
+                .map_err(|error| ApiError::internal(error.to_string()))?;
+            let path = dir.join(MANIFEST);
+            files::write_atomically(&path, &record, 0o644).map_err(|error| storage_error(&path, &error))?;
+            Ok(image)
+        })
+        .await
     }
-    progress.phase("unpacking", 0);
-    let (mut spools, mut unpacked) = (Vec::new(), 0);
-    for (n, described) in resolved.layers.iter().enumerate() {
-        let (packed, spool) = (layers.join(n.to_string()), layers.join(format!("{n}.tar")));
-        let budget = limits.unpacked - unpacked;
-        unpacked += layer::unpack(&packed, described, &spool, budget, limits, progress, cancel)?;
-        files::remove_file(&packed).map_err(|error| storage_error(&packed, &error))?;
-        spools.push(spool);
-    }
-    let tree = merge(&resolved, &spools, limits)?;
-    let rootfs = dir.join(ROOTFS);
-    let rootfs_bytes = ext4::write(&tree, &spools, &rootfs, operation.0, progress, cancel)?;
-    finish(dir, resolved, rootfs_bytes, operation)
-}
-
-/// Takes a bundle's root filesystem out of its layer.
-fn unbundle(
-    dir: &Path,
-    resolved: &Resolved,
-    rootfs: &Rootfs,
-    limits: &Limits,
-    progress: &Reporter,
-    cancel: &CancellationToken,
-) -> Result<u64, ApiError> {
-    let (layer, _) = &resolved.layers[0];
-    let (packed, into) = (dir.join("layers/0"), dir.join(ROOTFS));
-    let reader = File::open(&packed).map_err(|error| storage_error(&packed, &error))?;
-    let layer = bundle::Layer { digest: &layer.digest, size: layer.size };
-    bundle::unpack(BufReader::new(reader), &layer, rootfs, &into, limits, progress, cancel)?;
-    Ok(rootfs.size)
-}
-
-/// Removes what was only needed until now, and writes the record that makes the directory whole.
-fn finish(dir: &Path, resolved: Resolved, rootfs_bytes: u64, operation: OperationId) -> Result<StagedImage, ApiError> {
-    runtime::fault::point("agent/image.stage/written");
-    let layers = dir.join("layers");
-    files::remove_dir(&layers).map_err(|error| storage_error(&layers, &error))?;
-    let image = StagedImage {
-        digest: resolved.digest,
-        architecture: resolved.architecture,
-        rootfs_bytes,
-        config: resolved.config,
-    };
-    let record = serde_json::to_vec_pretty(&Record { operation, image: image.clone() })
-        .map_err(|error| ApiError::internal(error.to_string()))?;
-    let path = dir.join(MANIFEST);
-    files::write_atomically(&path, &record, 0o644).map_err(|error| storage_error(&path, &error))?;
-    Ok(image)
-}
-
-fn merge(resolved: &Resolved, spools: &[PathBuf], limits: &Limits) -> Result<Tree, ApiError> {
-    let (mut tree, mut entries) = (Tree::new(), 0u64);
-    for (n, (spool, (descriptor, _))) in spools.iter().zip(&resolved.layers).enumerate() {
-        // Whiteouts speak of the layers below, wherever in their own layer they stand.
-        layer::entries(spool, &descriptor.digest, |entry| {
-            tree.hide(&entry);
-            Ok(())
-        })?;
-        layer::entries(spool, &descriptor.digest, |entry| {
-            entries += 1;
-            if entries > limits.entries {
-                return Err(ApiError::invalid_argument(format!("the image has more than {} entries", limits.entries)));
-            }
-            tree.add(n, &descriptor.digest, entry)
-        })?;
-    }
-    Ok(tree)
 }

@@ -7,7 +7,7 @@ use contract::{
     agent::{
         DiscardRequest, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageResolve, ImageStage, PublishRequest,
         PushBundleRequest, PushStatus, PushedBundle, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest,
-        StageStatus, StagedImage,
+        StageSource, StageStatus, StagedImage,
     },
     deadline,
     image::ImageSource,
@@ -31,8 +31,9 @@ pub async fn resolve(
 }
 
 /// Stages an image to the end. A host that is away is asked again until the operation's time is up; what the agent
-/// itself found to be wrong ends the pull.
-pub async fn stage(cx: &Context, host: &HostId, source: &ImageSource) -> Result<StagedImage, StepError> {
+/// itself found to be wrong ends the operation.
+pub async fn stage(cx: &Context, host: &HostId, source: impl Into<StageSource>) -> Result<StagedImage, StepError> {
+    let source = source.into();
     loop {
         cx.checkpoint()?;
         let request = StageRequest { fence: cx.fence(), source: source.clone(), wait_ms: deadline::AGENT_POLL_MS };

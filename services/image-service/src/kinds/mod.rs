@@ -6,6 +6,7 @@
 mod agent;
 mod delete;
 mod name;
+mod place;
 mod publish;
 mod pull;
 mod push;
@@ -17,6 +18,7 @@ use operations::EngineBuilder;
 
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
 pub use name::{Rename, RenameOrder, Tag, TagOrder};
+pub use place::{Place, Placed};
 pub use publish::{Made, Makes, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
 pub use push::{Push, PushOrder};

@@ -1,15 +1,11 @@
 //! `image.pull`: choose a host, ask it what the source means, have it stage the image unless that is here, publish it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use contract::{
     HostId, ImageId,
     agent::StagedImage,
-    host::{self, Empty},
     image::{Image, PullRequest},
 };
 use operations::{Context, Kind, Step, StepError};
@@ -18,12 +14,10 @@ use serde_json::{Value, json};
 
 use super::{
     agent, name_taken,
+    place::{Place, Placed},
     publish::{Made, Makes, Publish, Turns, attach, host_of},
 };
-use crate::{
-    db::image::{image_named, image_of_digest},
-    domain::placement,
-};
+use crate::db::image::{image_named, image_of_digest};
 
 /// Pulls an image from a registry or an OCI layout.
 pub struct Pull {
@@ -71,6 +65,16 @@ impl Kind for Pull {
     }
 }
 
+impl Placed for Pull {
+    fn wanted(order: &PullOrder) -> Option<&HostId> {
+        order.pull.host.as_ref()
+    }
+
+    fn placed(journal: &mut Journal, host: HostId) {
+        journal.host = Some(host);
+    }
+}
+
 impl Makes for Pull {
     fn turns(&self) -> &Turns {
         &self.turns
@@ -91,38 +95,6 @@ impl Makes for Pull {
 
     fn published(journal: &mut Journal, image: Image) {
         journal.image = Some(image);
-    }
-}
-
-/// How long a pull waits for a host to be up: longer than it takes until hosts are heard of after vm-lifecycle or
-/// NATS was away.
-const PLACE_PATIENCE: Duration = Duration::from_secs(15);
-/// Pause between two looks at the hosts.
-const PLACE_PAUSE: Duration = Duration::from_millis(500);
-
-/// Chooses the host. Has no effect anywhere.
-struct Place;
-
-#[async_trait]
-impl Step<Pull> for Place {
-    fn name(&self) -> &'static str {
-        "place"
-    }
-
-    async fn run(&self, cx: &Context, _: &Pull, order: &PullOrder, journal: &mut Journal) -> Result<(), StepError> {
-        let give_up = Instant::now() + PLACE_PATIENCE;
-        loop {
-            cx.checkpoint()?;
-            let hosts = cx.unless_cancelled(cx.bus().call::<host::List>(&Empty {})).await?;
-            match hosts.and_then(|list| placement::choose(&list.hosts, order.pull.host.as_ref())) {
-                Ok(host) => {
-                    journal.host = Some(host);
-                    return Ok(());
-                }
-                Err(error) if error.retryable && Instant::now() < give_up => tokio::time::sleep(PLACE_PAUSE).await,
-                Err(error) => return Err(StepError::permanent(error)),
-            }
-        }
     }
 }
 
@@ -174,7 +146,7 @@ impl Step<Pull> for Stage {
         if journal.here.is_some() {
             return Ok(());
         }
-        journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, &order.pull.source).await?);
+        journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, order.pull.source.clone()).await?);
         Ok(())
     }
 
@@ -200,7 +172,7 @@ impl Step<Pull> for Name {
                 journal.image = Some(image);
                 return Ok(());
             }
-            journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, &order.pull.source).await?);
+            journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, order.pull.source.clone()).await?);
         }
         Step::<Pull>::run(&Publish, cx, kind, order, journal).await
     }

@@ -17,10 +17,45 @@ use crate::{
 pub struct StageRequest {
     /// The pull; its operation id names the staging directory.
     pub fence: Fence,
-    /// Where from.
-    pub source: ImageSource,
+    /// What it is made of.
+    pub source: StageSource,
     /// How long to hold the reply while nothing ends, in milliseconds.
     pub wait_ms: u64,
+}
+
+/// What a host makes an image of. Where that is pulled, it is written as [`ImageSource`] is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum StageSource {
+    /// A registry reference: [`ImageSource::Registry`].
+    Registry(String),
+    /// An OCI image layout directory on the host: [`ImageSource::Layout`].
+    Layout {
+        /// Absolute path of the layout directory.
+        path: String,
+        /// Which manifest, where there are several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reference: Option<String>,
+    },
+}
+
+impl From<ImageSource> for StageSource {
+    fn from(source: ImageSource) -> Self {
+        match source {
+            ImageSource::Registry(reference) => Self::Registry(reference),
+            ImageSource::Layout { path, reference } => Self::Layout { path, reference },
+        }
+    }
+}
+
+impl std::fmt::Display for StageSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Registry(reference) => f.write_str(reference),
+            Self::Layout { path, reference: None } => write!(f, "oci:{path}"),
+            Self::Layout { path, reference: Some(reference) } => write!(f, "oci:{path}:{reference}"),
+        }
+    }
 }
 
 /// Asks what a source stands for now; nothing is downloaded but its manifests and configuration.
@@ -104,4 +139,24 @@ pub struct RemoveImageRequest {
     pub fence: Fence,
     /// The image.
     pub image: ImageId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pulled_is_written_as_its_source_is() {
+        let sources = [
+            ImageSource::Registry("127.0.0.1:5000/debian:12".into()),
+            ImageSource::Layout { path: "/srv/debian".into(), reference: None },
+            ImageSource::Layout { path: "/srv/debian".into(), reference: Some("12".into()) },
+        ];
+        for source in sources {
+            let text = serde_json::to_string(&source).unwrap();
+            assert_eq!(serde_json::to_string(&StageSource::from(source.clone())).unwrap(), text);
+            assert_eq!(StageSource::from(source.clone()).to_string(), source.to_string());
+            assert_eq!(serde_json::from_str::<StageSource>(&text).unwrap(), StageSource::from(source));
+        }
+    }
 }

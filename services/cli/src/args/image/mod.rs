@@ -1,0 +1,40 @@
+//! `warren image`: one file a verb.
+
+mod ls;
+mod pull;
+mod push;
+mod rename;
+mod rm;
+mod show;
+mod tag;
+
+use clap::Subcommand;
+
+pub use ls::LsArgs;
+pub use pull::PullArgs;
+pub use push::PushArgs;
+pub use rename::RenameArgs;
+pub use rm::RmArgs;
+pub use show::ShowArgs;
+pub use tag::TagArgs;
+
+/// `warren image …`
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Pull an image from a registry or an OCI layout directory
+    Pull(PullArgs),
+    /// Push an image to a registry as a bundle: ready to boot, so that who pulls it builds nothing
+    Push(PushArgs),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Change a name of an image
+    Rename(RenameArgs),
+    /// Show one image
+    Show(ShowArgs),
+    /// Take a name away, and with the last name the image; by id or digest, the image with all its names
+    #[command(visible_alias = "delete")]
+    Rm(RmArgs),
+}

@@ -1,0 +1,37 @@
+//! `warren image …`: one file a verb.
+
+mod ls;
+mod pull;
+mod push;
+mod rename;
+mod rm;
+mod show;
+mod tag;
+
+use contract::image::Image;
+
+use crate::{
+    args::{Global, ImageCommand},
+    failure::{Failure, Outcome},
+    output::Format,
+};
+
+/// Runs a command about images.
+///
+/// # Errors
+/// What the service answered.
+pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Result<Outcome, Failure> {
+    match command {
+        ImageCommand::Pull(args) => pull::run(global, format, args).await,
+        ImageCommand::Push(args) => push::run(global, format, args).await,
+        ImageCommand::Ls(args) => ls::run(global, format, &args).await,
+        ImageCommand::Tag(args) => tag::run(global, format, args).await,
+        ImageCommand::Rename(args) => rename::run(global, format, &args).await,
+        ImageCommand::Show(args) => show::run(global, format, args).await,
+        ImageCommand::Rm(args) => rm::run(global, format, args).await,
+    }
+}
+
+fn hosts(image: &Image) -> String {
+    image.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
