@@ -205,9 +205,13 @@ pub fn describe(operation: &Operation) -> String {
         state => state.as_str(),
     };
     let progress = operation.progress.filter(|_| operation.state == OperationState::Running);
-    // A lab counts its VMs; everything else that says how far it is counts bytes.
-    let amount = if operation.kind.starts_with("vm.lab_") && phase != "pull" { vms } else { amount };
+    let amount = if counts_vms(operation) { vms } else { amount };
     output::clean(&format!("{phase}{}", progress.map(amount).unwrap_or_default()))
+}
+
+/// A lab counts its VMs; everything else that says how far it is counts bytes.
+fn counts_vms(operation: &Operation) -> bool {
+    operation.kind.starts_with("vm.lab_") && operation.phase != "pull"
 }
 
 fn vms(progress: Progress) -> String {
@@ -223,6 +227,12 @@ fn amount(progress: Progress) -> String {
     }
 }
 
+/// What is shown where nobody knows how much there is to do.
+const SPINNER: &str = "{spinner} {msg} ({elapsed})";
+/// What is shown of bytes of a known number.
+const BAR: &str =
+    "{spinner} {msg} [{bar:24}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec} ({elapsed})";
+
 /// The progress line.
 struct ProgressLine {
     bar: Option<ProgressBar>,
@@ -235,9 +245,6 @@ impl ProgressLine {
         let terminal = std::io::stderr().is_terminal();
         let bar = terminal.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
-                bar.set_style(style);
-            }
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
@@ -245,18 +252,39 @@ impl ProgressLine {
     }
 
     fn show(&mut self, operation: &Operation) {
-        let text = format!("{} {}", output::clean(&operation.kind), describe(operation));
+        let phase = if operation.phase.is_empty() { operation.state.as_str() } else { &operation.phase };
+        let phase = output::clean(phase);
+        let new = phase != self.last;
         if let Some(bar) = &self.bar {
-            bar.set_message(text);
-        } else if self.plain && !operation.state.is_final() {
-            let phase = if operation.phase.is_empty() { operation.state.as_str() } else { &operation.phase };
-            let phase = output::clean(phase);
-            if phase != self.last {
-                output::note(&format!("phase {phase}"));
-                self.last = phase;
-            }
+            show_bar(bar, operation, &phase, new);
+        } else if self.plain && new && !operation.state.is_final() {
+            output::note(&format!("phase {phase}"));
         }
+        self.last = phase;
     }
+}
+
+/// A bar with bytes and their rate where there are so many, else words.
+fn show_bar(bar: &ProgressBar, operation: &Operation, phase: &str, new: bool) {
+    let kind = output::clean(&operation.kind);
+    let bytes = operation.progress.filter(|progress| progress.total > 0 && !counts_vms(operation));
+    let running = operation.state == OperationState::Running;
+    let (template, message) = match bytes.filter(|_| running) {
+        Some(progress) => {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done.min(progress.total));
+            (BAR, format!("{kind} {phase}"))
+        }
+        None => (SPINNER, format!("{kind} {}", describe(operation))),
+    };
+    if new {
+        // Another phase has another rate.
+        bar.reset_eta();
+    }
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(message);
 }
 
 /// Also where its wait is left half way.

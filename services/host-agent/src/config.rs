@@ -10,7 +10,11 @@ use contract::{HostId, MebiBytes, host::Capacity};
 use ipnet::Ipv4Net;
 use runtime::config::{ConfigError, Reader};
 
-use crate::{disk, dns, files, net::LARGEST_POOL};
+use crate::{
+    disk, dns, files,
+    image::{self, ImageOptions, Limits},
+    net::LARGEST_POOL,
+};
 
 /// Virtual CPUs offered for each real one when nothing else is said: lab VMs mostly wait.
 const CPU_OVERCOMMIT: u32 = 8;
@@ -89,10 +93,9 @@ pub struct Config {
     pub workspace_dirs: Vec<PathBuf>,
     /// `WARREN_STREAM_ADDRESS` and `WARREN_STREAM_ADVERTISE`: where direct streams come in, and what clients are told.
     pub stream: Option<Listen>,
-    /// `WARREN_INSECURE_REGISTRIES`: `host:port`s spoken to over http, separated by commas.
-    pub insecure_registries: Vec<String>,
-    /// `WARREN_DOCKER_CONFIG`: a directory with a `config.json` that holds registry credentials.
-    pub docker_config: Option<PathBuf>,
+    /// `WARREN_INSECURE_REGISTRIES`, `WARREN_DOCKER_CONFIG`, `WARREN_IMAGE_MIRRORS`, `WARREN_IMAGE_CACHE` and `WARREN_DISK_HIGH_WATER`:
+    /// where images come from, and how much of the disk they may take.
+    pub images: ImageOptions,
     capacity: CapacityOverride,
 }
 
@@ -148,8 +151,7 @@ impl Config {
         let dns = dns(&mut env);
         let workspace_dirs = workspace_dirs(&mut env);
         let stream = stream(&mut env);
-        let insecure = env.or("WARREN_INSECURE_REGISTRIES", String::new());
-        let docker_config = env.optional("WARREN_DOCKER_CONFIG");
+        let images = images(&mut env);
         let capacity = CapacityOverride {
             overcommit: env.or("WARREN_CPU_OVERCOMMIT", CPU_OVERCOMMIT),
             cpus: env.optional("WARREN_CAPACITY_CPUS"),
@@ -159,7 +161,6 @@ impl Config {
         if !state_dir.is_absolute() {
             env.problem(format!("WARREN_STATE_DIR {} is not an absolute path", state_dir.display()));
         }
-        let insecure_registries = insecure.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         env.finish(|| {
             Some(Self {
                 nats_url,
@@ -178,8 +179,7 @@ impl Config {
                 dns,
                 workspace_dirs,
                 stream,
-                insecure_registries,
-                docker_config,
+                images,
                 capacity,
             })
         })
@@ -199,6 +199,28 @@ impl Config {
             memory: self.capacity.memory.unwrap_or_else(|| less(memory, MEMORY_RESERVE)),
             disk: self.capacity.disk.unwrap_or_else(|| less(free, DISK_RESERVE)),
         }
+    }
+}
+
+fn images(env: &mut Reader) -> ImageOptions {
+    let insecure = env.or("WARREN_INSECURE_REGISTRIES", String::new());
+    let mirrors = env.or("WARREN_IMAGE_MIRRORS", String::new());
+    let mirrors = image::parse_mirrors(&mirrors).unwrap_or_else(|why| {
+        env.problem(format!("WARREN_IMAGE_MIRRORS: {why}"));
+        Vec::new()
+    });
+    let cache: Option<MebiBytes> = env.optional("WARREN_IMAGE_CACHE");
+    let high_water = env.or("WARREN_DISK_HIGH_WATER", image::HIGH_WATER);
+    if !(1..=100).contains(&high_water) {
+        env.problem(format!("WARREN_DISK_HIGH_WATER {high_water} is not between 1 and 100 (percent; 100: no mark)"));
+    }
+    ImageOptions {
+        insecure_registries: insecure.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        docker_config: env.optional("WARREN_DOCKER_CONFIG"),
+        mirrors,
+        cache_bytes: cache.map(MebiBytes::bytes),
+        high_water,
+        limits: Limits::default(),
     }
 }
 

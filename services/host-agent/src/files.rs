@@ -81,6 +81,15 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.blocks_available() * stat.fragment_size())
 }
 
+/// Bytes of the filesystem of `path` in all.
+///
+/// # Errors
+/// The filesystem cannot be asked.
+pub fn disk_bytes(path: &Path) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(path)?;
+    Ok(stat.blocks() * stat.fragment_size())
+}
+
 /// An error with its causes in one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());

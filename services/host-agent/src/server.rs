@@ -21,7 +21,7 @@ use crate::{
     dns::{self, Dns},
     handlers::{self, workspace::Workspaces},
     handles::VmDirs,
-    image::{ImageOptions, ImageStore, Limits},
+    image::ImageStore,
     kernel::{self, Kernels},
     net::Lab,
     registration::Registration,
@@ -105,15 +105,7 @@ fn prepare(
     }
     let qemu = Qemu::new(probe::kvm_works(config.acceleration, &config.state_dir, &boot));
     tracing::info!(vmm = qemu.name(), kernel = %boot.release, "guests run under this");
-    let images = ImageStore::open(
-        &config.state_dir,
-        ImageOptions {
-            insecure_registries: config.insecure_registries.clone(),
-            docker_config: config.docker_config.clone(),
-            limits: Limits::default(),
-        },
-    )
-    .context("the images cannot be opened")?;
+    let images = ImageStore::open(&config.state_dir, config.images.clone()).context("the images cannot be opened")?;
     let lab = Lab::with_pool(&config.host, config.uplink, config.tap_pool);
     let deps = Deps {
         dirs: VmDirs::open(&config.state_dir).context("the VMs' directory cannot be opened")?,

@@ -26,7 +26,7 @@ use testkit::{
 };
 
 fn store(state: &Path, limits: Limits) -> Arc<ImageStore> {
-    ImageStore::open(state, ImageOptions { insecure_registries: vec![], docker_config: None, limits }).unwrap()
+    ImageStore::open(state, ImageOptions { limits, ..ImageOptions::default() }).unwrap()
 }
 
 fn fence() -> Fence {

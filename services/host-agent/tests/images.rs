@@ -12,7 +12,7 @@ use host_agent::image::{ImageOptions, ImageStore, Limits};
 use testkit::image::{Layer, Layout, Packing};
 
 fn store(state: &Path, limits: Limits) -> Arc<ImageStore> {
-    ImageStore::open(state, ImageOptions { insecure_registries: vec![], docker_config: None, limits }).unwrap()
+    ImageStore::open(state, ImageOptions { limits, ..ImageOptions::default() }).unwrap()
 }
 
 fn fence() -> Fence {

@@ -20,7 +20,7 @@ use host_agent::{
     config::Uplink,
     disk::{self, Driver},
     handles::VmDirs,
-    image::{ImageOptions, ImageStore, Limits},
+    image::{ImageOptions, ImageStore},
     kernel::{self, BootFiles, Kernels},
     net::Lab,
     vm::{Deps, Vms},
@@ -41,8 +41,7 @@ struct Host {
 }
 
 fn images(state: &Path) -> Arc<ImageStore> {
-    let options = ImageOptions { insecure_registries: vec![], docker_config: None, limits: Limits::default() };
-    ImageStore::open(state, options).unwrap()
+    ImageStore::open(state, ImageOptions::default()).unwrap()
 }
 
 impl Host {

@@ -7,6 +7,7 @@ mod nats;
 mod postgres;
 pub mod registry;
 mod scratch;
+pub mod scripted;
 
 use std::{
     path::Path,

@@ -1,97 +1,114 @@
-//! Downloads: blobs to files, in parallel, their digests and sizes checked while they stream.
+//! The layers of one image **on their way**: read from the beginning while they still come, from the cache or from where a layout has them.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io::Read, sync::Arc, time::Duration};
 
-use backon::{ExponentialBuilder, Retryable};
-use contract::ApiError;
-use futures::{StreamExt, TryStreamExt, stream};
-use sha2::{Digest, Sha256};
-use tokio::{fs::File, io::AsyncWriteExt, time::timeout};
+use contract::{ApiError, operation::Progress};
+use futures::{TryStreamExt, stream::FuturesUnordered};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    limits::Limits,
+    cache::{Blob, Broken, Cache, Content, told},
+    layout::Layout,
     manifest::Descriptor,
-    progress::Reporter,
-    source::{Source, broken, mismatch},
-    storage_error,
+    source::Source,
 };
 
-/// How many blobs are downloaded at once.
-const PARALLEL: usize = 4;
-/// How often one blob is tried.
-const TRIES: usize = 5;
+/// How long the rest of a layer is waited for only to say better why it could not be unpacked.
+const DAMAGE: Duration = Duration::from_secs(30);
+/// Larger layers of a layout are not read over for that.
+const READ_OVER_MAX: u64 = 1 << 30;
 
-/// Downloads every blob to `<dir>/<n>`.
-pub(super) async fn all(
-    source: &Arc<Source>,
-    blobs: Vec<Descriptor>,
-    dir: &Path,
-    limits: &Limits,
-    progress: &Reporter,
-) -> Result<(), ApiError> {
-    let total = blobs.iter().map(|blob| blob.size).sum();
-    progress.phase("downloading", total);
-    let each = blobs.into_iter().enumerate().map(|(n, blob)| {
-        let (source, path, limits, progress) = (source.clone(), dir.join(n.to_string()), *limits, progress.clone());
-        async move {
-            let pauses =
-                ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_max_times(TRIES - 1);
-            (|| one(&source, &blob, &path, &limits, &progress))
-                .retry(pauses)
-                .when(|error: &ApiError| error.retryable)
-                .await
-        }
-    });
-    stream::iter(each).buffer_unordered(PARALLEL).try_collect().await
+/// A layer's packed bytes; errors of the download are [`super::cache::told`] from the reader's.
+pub(super) type Packed = Box<dyn Read + Send>;
+
+/// Layers that come, for as long as this is held.
+pub(super) struct Download {
+    /// None of a layout's.
+    blobs: Vec<Arc<Blob>>,
+    /// A layout's layers.
+    local: Vec<(Arc<Layout>, Descriptor)>,
 }
 
-async fn one(
-    source: &Source,
-    blob: &Descriptor,
-    path: &Path,
-    limits: &Limits,
-    progress: &Reporter,
-) -> Result<(), ApiError> {
-    let mut bytes = source.blob(blob).await?;
-    let mut file = File::create(path).await.map_err(|error| storage_error(path, &error))?;
-    let (mut hasher, mut length) = (Sha256::new(), 0u64);
-    let outcome = loop {
-        let next = timeout(limits.stall, bytes.next()).await;
-        let silent = || {
-            ApiError::unavailable(format!("the download of {} stalled for {} s", blob.digest, limits.stall.as_secs()))
-        };
-        let chunk = match next {
-            Err(_) => break Err(silent()),
-            Ok(None) => break Ok(()),
-            Ok(Some(Err(error))) => break Err(broken(&blob.digest, &error)),
-            Ok(Some(Ok(chunk))) => chunk,
-        };
-        length += chunk.len() as u64;
-        if length > blob.size {
-            break Err(mismatch("a layer (longer than its manifest says)", &blob.digest, "longer"));
+impl Download {
+    /// Begins; a reader a layer in their order. The readers end early when `cancel` does.
+    ///
+    /// # Errors
+    /// A layout lacks a layer.
+    pub(super) fn begin(
+        source: &Source,
+        cache: &Arc<Cache>,
+        layers: &[Descriptor],
+        cancel: &CancellationToken,
+    ) -> Result<(Self, Vec<Packed>), ApiError> {
+        match source {
+            Source::Registry(registry) => {
+                let blobs = cache.pull(registry, layers);
+                let readers = blobs.iter().map(|blob| Box::new(blob.reader(cancel.clone())) as Packed).collect();
+                Ok((Self { blobs, local: Vec::new() }, readers))
+            }
+            Source::Layout { layout, .. } => {
+                let readers = layers.iter().map(|layer| Ok(Box::new(layout.blob(layer)?) as Packed));
+                let local = layers.iter().map(|layer| (layout.clone(), layer.clone())).collect();
+                Ok((Self { blobs: Vec::new(), local }, readers.collect::<Result<_, ApiError>>()?))
+            }
         }
-        hasher.update(&chunk);
-        if let Err(error) = file.write_all(&chunk).await {
-            break Err(storage_error(path, &error));
-        }
-        progress.add(chunk.len() as u64);
-    };
-    let outcome = match outcome {
-        Ok(()) => file.flush().await.map_err(|error| storage_error(path, &error)),
-        Err(error) => Err(error),
-    };
-    let digest = format!("sha256:{}", hex::encode(hasher.finalize()));
-    let checked = outcome.and_then(|()| {
-        if length < blob.size {
-            return Err(ApiError::unavailable(format!(
-                "the download of {} ended after {length} of {} bytes",
-                blob.digest, blob.size
-            )));
-        }
-        if digest != blob.digest { Err(mismatch("a layer", &blob.digest, &digest)) } else { Ok(()) }
-    });
-    if checked.is_err() {
-        progress.take_back(length);
     }
-    checked
+
+    /// Waits until every layer is here and proven.
+    ///
+    /// # Errors
+    /// Why one does not come.
+    pub(super) async fn whole(&self) -> Result<(), ApiError> {
+        let coming = FuturesUnordered::new();
+        for blob in &self.blobs {
+            let content = blob.content().clone();
+            coming.push(async move { content.whole().await });
+        }
+        coming.try_collect().await
+    }
+
+    /// Why a layer did not come, if one did not.
+    pub(super) fn broken(&self) -> Option<Broken> {
+        self.blobs.iter().find_map(|blob| blob.content().broken())
+    }
+
+    /// Why a layer that could not be unpacked is not even what its digest says, if so. That is known when all of it was seen, which is waited
+    /// for, but not for long.
+    pub(super) async fn damage(&self) -> Option<Broken> {
+        let proven = async {
+            for blob in &self.blobs {
+                blob.prove().await;
+            }
+            let local = self.local.clone();
+            tokio::task::spawn_blocking(move || local.iter().find_map(|(layout, layer)| unproven(layout, layer))).await
+        };
+        let local = tokio::time::timeout(DAMAGE, proven).await.ok().and_then(Result::ok).flatten();
+        self.broken().or(local.map(Broken::from))
+    }
+
+    /// What shows how far it is, without holding on to it.
+    pub(super) fn transfer(&self) -> Transfer {
+        Transfer(self.blobs.iter().map(|blob| blob.content().clone()).collect())
+    }
+}
+
+fn unproven(layout: &Layout, layer: &Descriptor) -> Option<ApiError> {
+    if layer.size > READ_OVER_MAX {
+        return None;
+    }
+    let mut reader = layout.blob(layer).ok()?;
+    std::io::copy(&mut reader, &mut std::io::sink()).err().and_then(|error| told(&error))
+}
+
+/// How far a download is.
+#[derive(Clone, Default)]
+pub(super) struct Transfer(Vec<Arc<Content>>);
+
+impl Transfer {
+    /// Bytes that are here, with those that were before; `None` when all are.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        let done = self.0.iter().map(|content| content.written()).sum();
+        let total = self.0.iter().map(|content| content.size()).sum();
+        (done < total).then_some(Progress { done, total })
+    }
 }

@@ -61,7 +61,7 @@ struct RootFs {
 }
 
 /// An image for this machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Resolved {
     pub digest: String,
     pub architecture: String,

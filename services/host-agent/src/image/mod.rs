@@ -4,15 +4,19 @@
 //! `manifest.json`, which is written last.
 
 mod bundle;
+mod cache;
 mod download;
 mod ext4;
+mod high_water;
 mod identity;
 mod layer;
+mod layout;
 mod limits;
 mod manifest;
 mod progress;
 mod pull;
 mod push;
+mod registry;
 mod source;
 mod stage;
 mod tree;
@@ -38,9 +42,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+pub use cache::CacheUsage;
+pub use high_water::HIGH_WATER;
 pub use limits::Limits;
+pub use registry::{Mirror, parse_mirrors};
 
 use crate::files;
+use cache::Cache;
+use high_water::HighWater;
 use progress::Reporter;
 use source::Source;
 use stage::Staging;
@@ -55,6 +64,9 @@ const STALE: Duration = Duration::from_secs(24 * 3600);
 /// How long a source may take to say what it has: less than the command's deadline, so that the answer says why.
 const RESOLVE: Duration = Duration::from_secs(20);
 
+/// How many bytes of blobs stay in the cache when nothing else is said: some dozens of base images.
+pub const CACHE_MAX: u64 = 8 << 30;
+
 /// How images are staged.
 #[derive(Clone, Debug)]
 pub struct ImageOptions {
@@ -62,8 +74,27 @@ pub struct ImageOptions {
     pub insecure_registries: Vec<String>,
     /// A directory with a docker `config.json` that holds credentials; the user's own when left out.
     pub docker_config: Option<PathBuf>,
+    /// Who is asked for a registry's images before it, in order.
+    pub mirrors: Vec<Mirror>,
+    /// How many bytes of blobs stay in the cache; [`CACHE_MAX`] or a tenth of the disk, whichever is less, when left out.
+    pub cache_bytes: Option<u64>,
+    /// How full images may make the disk, in percent; 100: no mark.
+    pub high_water: u8,
     /// What an image may ask of this host.
     pub limits: Limits,
+}
+
+impl Default for ImageOptions {
+    fn default() -> Self {
+        Self {
+            insecure_registries: Vec::new(),
+            docker_config: None,
+            mirrors: Vec::new(),
+            cache_bytes: None,
+            high_water: HIGH_WATER,
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// What stands in `manifest.json`.
@@ -88,6 +119,7 @@ struct Task {
 pub struct ImageStore {
     root: PathBuf,
     options: ImageOptions,
+    cache: Arc<Cache>,
     /// Held for map operations only, never across I/O.
     tasks: Mutex<HashMap<OperationId, Task>>,
     pushes: push::Pushes,
@@ -119,8 +151,12 @@ impl ImageStore {
     /// # Errors
     /// The directories cannot be made or read.
     pub fn open(state_dir: &Path, options: ImageOptions) -> io::Result<Arc<Self>> {
+        fs::create_dir_all(state_dir)?;
+        let share = files::disk_bytes(state_dir)? / 10;
+        let cache_bytes = options.cache_bytes.unwrap_or(CACHE_MAX.min(share));
         let store = Self {
             root: state_dir.to_owned(),
+            cache: Cache::open(state_dir, cache_bytes, HighWater::new(state_dir, options.high_water))?,
             options,
             tasks: Mutex::default(),
             pushes: push::Pushes::default(),
@@ -139,6 +175,7 @@ impl ImageStore {
                 files::remove_dir(&entry.path())?;
             }
         }
+        store.cache.trim()?;
         Ok(Arc::new(store))
     }
 
@@ -169,7 +206,7 @@ impl ImageStore {
     /// The source is not there, refuses, or offers nothing for this machine; `deadline_exceeded` when it takes too long.
     pub async fn resolve(&self, request: &ResolveRequest) -> Result<ResolvedImage, ApiError> {
         let find = async {
-            let source = Source::open(&request.source, &self.options)?;
+            let source = Source::open(&request.source, &self.options).await?;
             manifest::resolve(&source, &self.options.limits).await
         };
         let late = |_| {
@@ -220,6 +257,7 @@ impl ImageStore {
             dir: self.staging(fence.operation),
             source: request.source.clone(),
             options: self.options.clone(),
+            cache: self.cache.clone(),
             progress: progress.clone(),
             cancel: cancel.clone(),
         };
@@ -251,7 +289,24 @@ impl ImageStore {
             tracing::info!(operation.id = %staging.operation, %error, "a staging failed");
             remove(dir.clone()).await?;
         }
+        self.trim_cache().await;
         outcome
+    }
+
+    /// What a staging needed may go now, should there be too much.
+    async fn trim_cache(&self) {
+        let cache = self.cache.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || cache.trim()).await {
+            tracing::warn!(%error, "the cache of blobs cannot be trimmed");
+        }
+    }
+
+    /// What the cache of blobs holds. Blocking.
+    ///
+    /// # Errors
+    /// Its directory cannot be read.
+    pub fn cache_usage(&self) -> io::Result<CacheUsage> {
+        self.cache.usage()
     }
 
     /// The image an operation staged or published earlier, if it did.

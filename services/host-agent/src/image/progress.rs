@@ -7,11 +7,14 @@ use std::sync::{
 
 use contract::operation::Progress;
 
+use super::download::Transfer;
+
 /// Reports progress; clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Reporter {
     phase: Arc<Mutex<(&'static str, u64)>>,
     done: Arc<AtomicU64>,
+    transfer: Arc<Mutex<Transfer>>,
 }
 
 impl Reporter {
@@ -30,7 +33,16 @@ impl Reporter {
         self.done.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// What is downloaded meanwhile: until it is here, that is what everything waits for and the phase that is told.
+    pub(super) fn downloading(&self, transfer: Transfer) {
+        *self.transfer.lock().unwrap_or_else(PoisonError::into_inner) = transfer;
+    }
+
     pub(super) fn now(&self) -> (String, Progress) {
+        let transfer = self.transfer.lock().unwrap_or_else(PoisonError::into_inner).progress();
+        if let Some(progress) = transfer {
+            return ("downloading".to_owned(), progress);
+        }
         let (name, total) = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         (name.to_owned(), Progress { done: self.done.load(Ordering::Relaxed), total })
     }

@@ -2,22 +2,26 @@
 //! taken out of a bundle.
 
 use std::{
-    fs::File,
     io::BufReader,
     path::{Path, PathBuf},
-    sync::Arc,
+    pin::pin,
+    sync::Once,
+    time::Duration,
 };
 
-use contract::{ApiError, agent::StagedImage, image::ImageSource};
+use contract::{ApiError, ErrorCode, agent::StagedImage, image::ImageSource};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    ROOTFS, bundle, download, ext4,
+    ROOTFS, bundle,
+    cache::Broken,
+    download::{Download, Packed, Transfer},
+    ext4,
     identity::Rootfs,
     layer,
     limits::Limits,
-    manifest::{self, Resolved},
+    manifest::{self, Descriptor, Resolved},
     progress::Reporter,
     source::Source,
     stage::Staging,
@@ -26,60 +30,146 @@ use super::{
 };
 use crate::files;
 
+/// How often an image is begun anew because what had come of a layer was damaged.
+const ANEW: usize = 2;
+/// How often it is looked whether the disk fills up.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// Makes the image in the staging's directory.
 ///
 /// # Errors
 /// The source is not there or not what it says it is, the image is over a limit, or the disk is full.
 pub(super) async fn make(staging: &Staging, source: &ImageSource) -> Result<StagedImage, ApiError> {
-    let resolved = staging.unless_discarded(fetch(staging, source)).await?;
-    runtime::fault::point("agent/image.stage/downloaded");
-    let span = tracing::info_span!("build", image.digest = %resolved.digest);
-    let (operation, limits) = (staging.operation, staging.options.limits);
-    staging
-        .blocking(move |dir, progress, cancel| {
-            span.in_scope(|| build(dir, resolved, operation.0, &limits, progress, cancel))
-        })
-        .await
+    staging.progress.phase("resolving", 0);
+    let (source, resolved) = staging.unless_discarded(find(staging, source)).await?;
+    let mut left = ANEW;
+    loop {
+        match begin(staging, &source, &resolved).await {
+            Err(broken) if broken.anew && left > 0 => left -= 1,
+            Err(broken) => return Err(broken.error),
+            Ok(image) => return Ok(image),
+        }
+    }
 }
 
-/// Finds the image and downloads its layers.
-async fn fetch(staging: &Staging, source: &ImageSource) -> Result<Resolved, ApiError> {
-    let (limits, progress) = (staging.options.limits, &staging.progress);
-    progress.phase("resolving", 0);
-    let open = Arc::new(Source::open(source, &staging.options)?);
-    let resolved =
-        manifest::resolve(&open, &limits).instrument(tracing::info_span!("resolve", image.source = %source)).await?;
+/// Finds the image.
+async fn find(staging: &Staging, source: &ImageSource) -> Result<(Source, Resolved), ApiError> {
+    let span = tracing::info_span!("resolve", image.source = %source);
+    let find = async {
+        let open = Source::open(source, &staging.options).await?;
+        let resolved = manifest::resolve(&open, &staging.options.limits).await?;
+        Ok((open, resolved))
+    };
+    find.instrument(span).await
+}
+
+/// Downloads the image's layers and makes it of them while they come.
+async fn begin(staging: &Staging, source: &Source, resolved: &Resolved) -> Result<StagedImage, Broken> {
     let blobs: Vec<_> = resolved.layers.iter().map(|(descriptor, _)| descriptor.clone()).collect();
+    room(staging, &blobs).await?;
+    let stop = staging.cancel.child_token();
+    let (download, layers) = Download::begin(source, &staging.cache, &blobs, &stop)?;
+    staging.progress.downloading(download.transfer());
+    let span = tracing::info_span!("build", image.digest = %resolved.digest);
+    let (operation, limits, resolved, told) =
+        (staging.operation, staging.options.limits, resolved.clone(), stop.clone());
+    let mut building = pin!(staging.blocking(move |dir, progress, _| {
+        span.in_scope(|| build(dir, resolved, layers, operation.0, &limits, progress, &told))
+    }));
+    let downloaded = Once::new();
+    let built = tokio::select! {
+        built = &mut building => built,
+        error = watch(staging, &download, &downloaded) => {
+            stop.cancel();
+            drop(building.await);
+            Err(error)
+        }
+    };
+    staging.progress.downloading(Transfer::default());
+    match built {
+        Ok(image) => {
+            downloaded.call_once(reached);
+            Ok(image)
+        }
+        // A layer that did not come, or came damaged, is why it could not be made.
+        Err(error) => {
+            let told = download.broken();
+            let doubtful =
+                told.is_none() && matches!(error.code, ErrorCode::InvalidArgument | ErrorCode::FailedPrecondition);
+            let told =
+                if doubtful { staging.unless_discarded(async { Ok(download.damage().await) }).await? } else { told };
+            Err(told.unwrap_or_else(|| error.into()))
+        }
+    }
+}
+
+fn reached() {
+    runtime::fault::point("agent/image.stage/downloaded");
+}
+
+/// Why the image will not be made: a layer does not come, or the disk fills up.
+async fn watch(staging: &Staging, download: &Download, downloaded: &Once) -> ApiError {
+    let coming = async {
+        if let Err(error) = download.whole().await {
+            return error;
+        }
+        downloaded.call_once(reached);
+        std::future::pending().await
+    };
+    let filling = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = staging.cache.high_water().check() {
+                return error;
+            }
+        }
+    };
+    tokio::select! {
+        error = coming => error,
+        error = filling => error,
+    }
+}
+
+/// Refuses what cannot fit: what is still to come, and the image, unpacked about three times as large. What nobody uses goes first.
+async fn room(staging: &Staging, blobs: &[Descriptor]) -> Result<(), ApiError> {
     let packed: u64 = blobs.iter().map(|blob| blob.size).sum();
-    // The layers, unpacked about three times as large, and the image.
-    staging.room(packed.saturating_mul(4))?;
-    let layers = staging.dir.join("layers");
-    tokio::fs::create_dir_all(&layers).await.map_err(|error| storage_error(&layers, &error))?;
-    let span = tracing::info_span!("download", image.digest = %resolved.digest, bytes = packed);
-    download::all(&open, blobs, &layers, &limits, progress).instrument(span).await?;
-    Ok(resolved)
+    let enough = || {
+        staging.cache.high_water().check()?;
+        staging.room(packed.saturating_mul(4).saturating_sub(staging.cache.has(blobs)))
+    };
+    if enough().is_ok() {
+        return Ok(());
+    }
+    let (cache, keep) = (staging.cache.clone(), blobs.to_vec());
+    let cleared = tokio::task::spawn_blocking(move || cache.clear(&keep)).await;
+    if let Ok(Err(error)) = cleared {
+        tracing::warn!(%error, "the cache of blobs cannot be cleared");
+    }
+    enough()
 }
 
 fn build(
     dir: &Path,
     resolved: Resolved,
+    packed: Vec<Packed>,
     uuid: uuid::Uuid,
     limits: &Limits,
     progress: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<StagedImage, ApiError> {
-    let layers = dir.join("layers");
     if let Some(identity) = &resolved.identity {
-        let rootfs_bytes = unbundle(dir, &resolved, &identity.rootfs, limits, progress, cancel)?;
+        let rootfs_bytes = unbundle(dir, &resolved, packed, &identity.rootfs, limits, progress, cancel)?;
         return end(dir, resolved, rootfs_bytes);
     }
+    let layers = dir.join("layers");
+    let fresh = files::remove_dir(&layers).and_then(|()| std::fs::create_dir(&layers));
+    fresh.map_err(|error| storage_error(&layers, &error))?;
     progress.phase("unpacking", 0);
     let (mut spools, mut unpacked) = (Vec::new(), 0);
-    for (n, described) in resolved.layers.iter().enumerate() {
-        let (packed, spool) = (layers.join(n.to_string()), layers.join(format!("{n}.tar")));
+    for (n, (described, packed)) in resolved.layers.iter().zip(packed).enumerate() {
+        let spool = layers.join(format!("{n}.tar"));
         let budget = limits.unpacked - unpacked;
-        unpacked += layer::unpack(&packed, described, &spool, budget, limits, progress, cancel)?;
-        files::remove_file(&packed).map_err(|error| storage_error(&packed, &error))?;
+        unpacked += layer::unpack(packed, described, &spool, budget, limits, progress, cancel)?;
         spools.push(spool);
     }
     let tree = merge(&resolved, &spools, limits)?;
@@ -100,16 +190,17 @@ fn end(dir: &Path, resolved: Resolved, rootfs_bytes: u64) -> Result<StagedImage,
 fn unbundle(
     dir: &Path,
     resolved: &Resolved,
+    packed: Vec<Packed>,
     rootfs: &Rootfs,
     limits: &Limits,
     progress: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<u64, ApiError> {
-    let (layer, _) = &resolved.layers[0];
-    let (packed, into) = (dir.join("layers/0"), dir.join(ROOTFS));
-    let reader = File::open(&packed).map_err(|error| storage_error(&packed, &error))?;
+    let (Some((layer, _)), Some(reader)) = (resolved.layers.first(), packed.into_iter().next()) else {
+        return Err(ApiError::internal("a bundle has no layer"));
+    };
     let layer = bundle::Layer { digest: &layer.digest, size: layer.size };
-    bundle::unpack(BufReader::new(reader), &layer, rootfs, &into, limits, progress, cancel)?;
+    bundle::unpack(BufReader::new(reader), &layer, rootfs, &dir.join(ROOTFS), limits, progress, cancel)?;
     Ok(rootfs.size)
 }
 

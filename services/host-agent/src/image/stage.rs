@@ -1,7 +1,10 @@
 //! One **staging**, from a source to a whole, synced directory. What an image is made of decides who makes it: each maker is a
 //! module of its own, leaves the root filesystem in the directory and says what it made.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use contract::{
     ApiError, OperationId,
@@ -10,7 +13,7 @@ use contract::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ImageOptions, MANIFEST, Record, progress::Reporter, pull, storage_error};
+use super::{ImageOptions, MANIFEST, Record, cache::Cache, progress::Reporter, pull, storage_error};
 use crate::files;
 
 /// What one staging needs.
@@ -19,6 +22,7 @@ pub(super) struct Staging {
     pub dir: PathBuf,
     pub source: StageSource,
     pub options: ImageOptions,
+    pub cache: Arc<Cache>,
     pub progress: Reporter,
     pub cancel: CancellationToken,
 }

@@ -22,7 +22,7 @@ use crate::{
         ImageOptions,
         identity::{self, Identity},
         progress::Reporter,
-        source::{credentials, is_loopback},
+        registry::{credentials, is_loopback},
         storage_error,
     },
 };

@@ -18,7 +18,9 @@ use super::{
     packing::{AT_ONCE, CHUNK, HEAD, check_head, check_table, chunk_length, chunks},
     superblock,
 };
-use crate::image::{identity::Rootfs, limits::Limits, progress::Reporter, source::mismatch, storage_error};
+use crate::image::{
+    cache::told, identity::Rootfs, limits::Limits, progress::Reporter, source::mismatch, storage_error,
+};
 
 /// What is left out where it is zeros.
 const BLOCK: usize = 4096;
@@ -192,6 +194,9 @@ impl<R: Read> Hashed<'_, R> {
     }
 
     fn broken(&self, error: &io::Error) -> ApiError {
+        if let Some(error) = told(error) {
+            return error;
+        }
         match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 mismatch("the bundle's layer (shorter than its table says)", self.digest, "shorter")

@@ -6,7 +6,7 @@ mod tar;
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read, Seek, Write},
+    io::{self, BufReader, Read, Write},
     path::Path,
 };
 
@@ -15,7 +15,7 @@ use contract::ApiError;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{limits::Limits, manifest::Descriptor, progress::Reporter, source::mismatch, storage_error};
+use super::{cache::told, limits::Limits, manifest::Descriptor, progress::Reporter, source::mismatch, storage_error};
 
 /// The longest path, in bytes (Linux's PATH_MAX).
 const PATH_MAX: usize = 4096;
@@ -58,7 +58,7 @@ pub(super) struct Entry {
 
 /// Unpacks a layer to `spool`, checking the digest of what comes out; gives its length.
 pub(super) fn unpack(
-    packed: &Path,
+    packed: impl Read + 'static,
     layer: &(Descriptor, String),
     spool: &Path,
     budget: u64,
@@ -68,15 +68,16 @@ pub(super) fn unpack(
 ) -> Result<u64, ApiError> {
     let (descriptor, diff_id) = layer;
     let fail = |error: io::Error| {
-        ApiError::invalid_argument(format!("the layer {} cannot be unpacked: {error}", descriptor.digest))
+        told(&error).unwrap_or_else(|| {
+            ApiError::invalid_argument(format!("the layer {} cannot be unpacked: {error}", descriptor.digest))
+        })
     };
-    let mut file = File::open(packed).map_err(|error| storage_error(packed, &error))?;
-    let mut magic = [0; 4];
-    let count = file.read(&mut magic).map_err(|error| storage_error(packed, &error))?;
-    file.rewind().map_err(|error| storage_error(packed, &error))?;
-    let input = BufReader::with_capacity(1 << 20, file);
+    let mut input = BufReader::with_capacity(1 << 20, packed);
+    let mut magic = Vec::new();
+    input.by_ref().take(4).read_to_end(&mut magic).map_err(fail)?;
+    let (kind, input) = (magic.clone(), BufReader::with_capacity(1 << 20, io::Cursor::new(magic).chain(input)));
     // What the bytes are decides, not what the media type says; they must agree with the diff id anyway.
-    let mut reader: Box<dyn Read> = match &magic[..count] {
+    let mut reader: Box<dyn Read> = match &kind[..] {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(input).map_err(fail)?),
         _ => Box::new(input),

@@ -1,0 +1,105 @@
+//! What a registry's **answer** means when it is not what was asked for: whether to ask again, when, or to ask somebody else.
+
+use std::time::{Duration, SystemTime};
+
+use contract::ApiError;
+use reqwest::{
+    StatusCode,
+    header::{HeaderMap, RETRY_AFTER},
+};
+
+use crate::files;
+
+/// What may help after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::image) enum Remedy {
+    /// The same again, not before so long where the registry said so.
+    Again(Option<Duration>),
+    /// Somebody else may have it; this one will not.
+    Elsewhere,
+}
+
+/// Why an endpoint did not give what it was asked for.
+#[derive(Debug)]
+pub(in crate::image) struct Failure {
+    pub error: ApiError,
+    pub remedy: Remedy,
+}
+
+impl Failure {
+    pub(in crate::image) fn again(error: ApiError) -> Self {
+        Self { error, remedy: Remedy::Again(None) }
+    }
+
+    pub(in crate::image) fn elsewhere(error: ApiError) -> Self {
+        Self { error, remedy: Remedy::Elsewhere }
+    }
+
+    /// Of a request that brought no answer, or whose answer broke off.
+    pub(super) fn broken(registry: &str, error: &reqwest::Error) -> Self {
+        let text = files::chain(error);
+        if error.is_redirect() || error.is_builder() {
+            return Self::elsewhere(ApiError::failed_precondition(format!(
+                "{registry} sends the download to where it cannot go: {text}"
+            )));
+        }
+        let error = ApiError::unavailable(format!("the registry {registry} cannot be reached: {text}"));
+        Self::again(error.hint("is its name right, and does it run?"))
+    }
+
+    /// Of an answer with such a status.
+    pub(super) fn of(registry: &str, what: &str, status: StatusCode, headers: &HeaderMap) -> Self {
+        match status.as_u16() {
+            404 | 410 => Self::elsewhere(ApiError::not_found(format!("{what} does not exist at {registry}"))),
+            401 | 403 => Self::elsewhere(
+                ApiError::permission_denied(format!("{registry} refuses {what}"))
+                    .hint("put credentials for it into the host's docker config.json"),
+            ),
+            408 | 425 | 429 | 500..=599 => {
+                let error = ApiError::unavailable(format!("{registry} answers {status} for {what}"));
+                Self { error, remedy: Remedy::Again(retry_after(headers, SystemTime::now())) }
+            }
+            _ => Self::elsewhere(ApiError::failed_precondition(format!("{registry} answers {status} for {what}"))),
+        }
+    }
+}
+
+/// `Retry-After`: seconds, or a date.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let after = |text: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
+            retry_after(&headers, now)
+        };
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after("Tue, 14 Nov 2023 22:14:20 GMT"), Some(Duration::from_secs(60)));
+        assert_eq!(after("Tue, 14 Nov 2000 22:14:20 GMT"), Some(Duration::ZERO));
+        assert_eq!(after("soon"), None);
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn a_status_says_whether_to_ask_again() {
+        let of = |status: u16| Failure::of("r", "x", StatusCode::from_u16(status).unwrap(), &HeaderMap::new()).remedy;
+        for status in [429, 500, 502, 503, 504, 408] {
+            assert_eq!(of(status), Remedy::Again(None), "{status}");
+        }
+        for status in [400, 401, 403, 404, 410, 418] {
+            assert_eq!(of(status), Remedy::Elsewhere, "{status}");
+        }
+    }
+}
