@@ -14,6 +14,7 @@ pub mod agent;
 pub mod boot;
 pub mod exec;
 pub mod files;
+pub mod freeze;
 pub mod jobs;
 pub mod logging;
 pub mod pid1;

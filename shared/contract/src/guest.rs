@@ -41,6 +41,9 @@ pub const LANE_TOKEN: usize = 32;
 /// How long a guest listens for a lane.
 pub const LANE_LIFE: Duration = Duration::from_secs(10);
 
+/// How long a guest's file systems stay frozen at the most.
+pub const FREEZE_MAX: Duration = Duration::from_secs(60);
+
 /// What the host asks of the guest at the beginning of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,6 +89,10 @@ pub enum Request {
     Lane(Token),
     /// Forgets a workspace, and removes its files; answered when that is done.
     Forget(RemoveOrder),
+    /// Freezes the file systems on the VM's disks, for so many seconds at the most ([`FREEZE_MAX`]); answered once nothing is written to
+    /// them any more. They thaw when the host sends a byte or ends its side of the stream, and a second [`Reply`] says whether they were
+    /// frozen until then. A guest of an older version answers with an error.
+    Freeze(u32),
     /// Powers the guest off; answered before it begins.
     PowerOff,
 }

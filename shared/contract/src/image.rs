@@ -4,6 +4,7 @@ mod config;
 mod delete;
 mod listing;
 mod naming;
+mod promote;
 mod pull;
 mod push;
 mod record;
@@ -13,6 +14,7 @@ pub use config::ImageConfig;
 pub use delete::DeleteRequest;
 pub use listing::{ImageList, ListRequest};
 pub use naming::{RenameRequest, TagRequest};
+pub use promote::PromoteRequest;
 pub use pull::PullRequest;
 pub use push::PushRequest;
 pub use record::{Image, ImageRef, PREFIX_MIN};
@@ -25,6 +27,8 @@ verbs! {
     Pull = "warren.image.pull", true, deadline::WAITING, PullRequest => Operation;
     /// Pushes an image to a registry as a bundle. Operation `image.push`; its result has the digests of the bundle and of the image.
     Push = "warren.image.push", true, deadline::WAITING, PushRequest => Operation;
+    /// Makes an image of a VM's root disk. Operation `image.promote`; its result has the image, and the names of the VM's disks that are not in it.
+    Promote = "warren.image.promote", true, deadline::WAITING, PromoteRequest => Operation;
     /// Lists images.
     List = "warren.image.list", false, deadline::QUICK, ListRequest => ImageList;
     /// Shows one image.

@@ -29,6 +29,7 @@ pub mod name;
 pub mod operation;
 pub mod postmortem;
 pub mod size;
+pub mod ssh_key;
 pub mod stream;
 pub mod subject;
 pub mod usage;

@@ -21,7 +21,7 @@ pub use lane::LANES_MAX;
 pub use service::answer;
 pub use stream::MuxStream;
 
-use crate::{boot::Booted, boot::Init, jobs::Jobs, process::Cgroups, ssh, user_data, workspace::Workspaces};
+use crate::{boot::Booted, boot::Init, freeze, jobs::Jobs, process::Cgroups, ssh, user_data, workspace::Workspaces};
 
 /// How long to wait before the port is opened again after it could not be.
 const PORT_RETRY: Duration = Duration::from_millis(500);
@@ -66,6 +66,7 @@ pub fn run(booted: &Booted, handed_over: &OwnedFd) -> ! {
 }
 
 async fn live(booted: &Booted, handed_over: &OwnedFd) -> std::io::Result<std::convert::Infallible> {
+    freeze::thaw_leftovers();
     let program = Arc::new(OwnedFd::from(std::fs::File::open("/proc/self/exe")?));
     let mut warnings = booted.warnings.clone();
     let cgroups = Cgroups::of_the_guest();

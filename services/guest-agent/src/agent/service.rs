@@ -13,7 +13,7 @@ use nix::{
 use tokio::io::AsyncWriteExt;
 
 use super::{MuxStream, Shared, lane};
-use crate::{boot, exec, files, power, tcp, workspace};
+use crate::{boot, exec, files, freeze, power, tcp, workspace};
 
 /// How long a host may take to send its request.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
@@ -58,6 +58,7 @@ pub async fn answer(mut stream: MuxStream, shared: &Arc<Shared>) {
             shared.workspaces.abort(operation);
             finish(stream, Reply::Ok).await;
         }
+        Request::Freeze(seconds) => freeze::serve(stream, seconds).await,
         Request::Lane(token) => finish(stream, lane::offer(&token, shared).await).await,
         Request::Forget(order) => finish(stream, workspace::forget(order, &shared.workspaces).await).await,
         Request::Ssh => match &shared.ssh {

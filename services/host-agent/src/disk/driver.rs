@@ -125,7 +125,7 @@ fn shares_blocks(dir: &Path) -> bool {
     clone().is_ok()
 }
 
-fn reflink(from: &File, to: &File) -> io::Result<()> {
+pub(super) fn reflink(from: &File, to: &File) -> io::Result<()> {
     // SAFETY: both descriptors are open files of ours, and FICLONE takes a descriptor as its argument.
     unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd()) }?;
     Ok(())

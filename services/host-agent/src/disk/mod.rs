@@ -2,7 +2,9 @@
 //! never written.
 
 mod driver;
+mod overlay;
 mod qcow2;
+mod snapshot;
 mod sparse;
 
 use std::{fs::OpenOptions, io, path::Path};
@@ -10,6 +12,7 @@ use std::{fs::OpenOptions, io, path::Path};
 use contract::{ApiError, MebiBytes};
 
 pub use driver::{Driver, DriverError, Wanted};
+pub use snapshot::Snapshot;
 
 use crate::handles::DiskHandle;
 

@@ -7,11 +7,20 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{FallocateFlags, fallocate},
     unistd::{Whence, lseek},
 };
 
+/// How much is copied between two looks whether to go on, in bytes.
+const PIECE: u64 = 16 << 20;
+
 /// Copies all data of a file to the same places of an empty one; the end is the caller's to set.
-pub(super) fn copy(mut from: &File, mut to: &File) -> io::Result<()> {
+pub(super) fn copy(from: &File, to: &File) -> io::Result<()> {
+    copy_while(from, to, &|_| true)
+}
+
+/// As [`copy`], and ends early when `go_on`, which is told of bytes as they are copied, says so.
+pub(super) fn copy_while(mut from: &File, mut to: &File, go_on: &dyn Fn(u64) -> bool) -> io::Result<()> {
     let mut at = 0;
     loop {
         let data = match lseek(from, at, Whence::SeekData) {
@@ -24,11 +33,35 @@ pub(super) fn copy(mut from: &File, mut to: &File) -> io::Result<()> {
         let (start, length) = (offset(data)?, offset(hole - data)?);
         from.seek(SeekFrom::Start(start))?;
         to.seek(SeekFrom::Start(start))?;
-        // Within the kernel: the standard library uses copy_file_range(2) between files.
-        if io::copy(&mut from.take(length), &mut to)? != length {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the image became shorter while it was copied"));
+        let mut left = length;
+        while left > 0 {
+            let piece = left.min(PIECE);
+            // Within the kernel: the standard library uses copy_file_range(2) between files.
+            if io::copy(&mut from.take(piece), &mut to)? != piece {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the file became shorter while it was copied",
+                ));
+            }
+            if !go_on(piece) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            left -= piece;
         }
         at = hole;
+    }
+}
+
+/// Makes a range of a file read as zeros, without blocks where the filesystem can.
+pub(super) fn zero(file: &File, at: u64, length: u64) -> io::Result<()> {
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (at, length) = (i64::try_from(at).map_err(io::Error::other)?, i64::try_from(length).map_err(io::Error::other)?);
+    match fallocate(file, punch, at, length) {
+        Err(Errno::EOPNOTSUPP) => {
+            (&mut &*file).seek(SeekFrom::Start(offset(at)?))?;
+            io::copy(&mut io::repeat(0).take(offset(length)?), &mut &*file).map(drop)
+        }
+        punched => Ok(punched?),
     }
 }
 

@@ -22,6 +22,8 @@ pub use lane::Road;
 
 /// How long a guest may take to answer a request other than `ready`: emulated and busy it takes a second.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long a guest may take to write everything to its disks, which comes before they are frozen.
+const FREEZE: Duration = Duration::from_secs(60);
 /// How long a request waits for the channel itself, which is down while an agent reconnects.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -124,6 +126,17 @@ impl Guest {
         }
     }
 
+    /// Freezes the guest's file systems, for so many seconds at the most.
+    ///
+    /// # Errors
+    /// What the guest answered, or `unavailable` when it does not answer.
+    pub async fn freeze(&self, seconds: u32) -> Result<Frozen, ApiError> {
+        match self.answer(&Request::Freeze(seconds), FREEZE).await? {
+            (stream, Reply::Ok) => Ok(Frozen(stream)),
+            _ => Err(ApiError::internal("the guest gave an unexpected answer")),
+        }
+    }
+
     async fn answer(&self, request: &Request, time: Duration) -> Result<(GuestStream, Reply), ApiError> {
         self.answer_on(&self.channel, request, time).await
     }
@@ -146,6 +159,32 @@ impl Guest {
     }
 }
 
+/// A guest whose file systems are frozen; dropped, they thaw.
+#[derive(Debug)]
+pub struct Frozen(GuestStream);
+
+impl Frozen {
+    /// Thaws them.
+    ///
+    /// # Errors
+    /// They were not frozen until now, or the guest does not say so.
+    pub async fn thaw(self) -> Result<(), ApiError> {
+        let mut stream = self.0;
+        let thaw = async {
+            stream.write_u8(0).await?;
+            stream.flush().await?;
+            reply(&mut stream).await
+        };
+        match timeout(ANSWER, thaw).await {
+            Ok(Ok(Reply::Ok)) => Ok(()),
+            Ok(Ok(Reply::Error(error))) => Err(error),
+            Ok(Ok(_)) => Err(ApiError::internal("the guest gave an unexpected answer")),
+            Ok(Err(error)) => Err(ApiError::unavailable(format!("the guest's channel broke: {error}"))),
+            Err(_) => Err(ApiError::unavailable("the guest does not answer")),
+        }
+    }
+}
+
 /// What to do about a guest whose agent, which came with the VM's start, does not know the request.
 fn of_an_older_guest(error: ApiError) -> ApiError {
     let older = error.code == ErrorCode::InvalidArgument && error.message.contains("does not understand the request");
@@ -164,6 +203,10 @@ async fn exchange(stream: &mut GuestStream, request: &Request) -> io::Result<Rep
     stream.write_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX)).await?;
     stream.write_all(&bytes).await?;
     stream.flush().await?;
+    reply(stream).await
+}
+
+async fn reply(stream: &mut GuestStream) -> io::Result<Reply> {
     let length = stream.read_u32().await? as usize;
     if length > MESSAGE_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the guest's answer is too long"));

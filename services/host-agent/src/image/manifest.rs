@@ -73,7 +73,7 @@ pub(super) struct Resolved {
 }
 
 /// This machine's architecture in OCI's words.
-fn architecture() -> &'static str {
+pub(super) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

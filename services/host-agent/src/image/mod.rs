@@ -14,11 +14,13 @@ mod layout;
 mod limits;
 mod manifest;
 mod progress;
+pub mod promote;
 mod pull;
 mod push;
 mod registry;
 mod source;
 mod stage;
+mod tool;
 mod tree;
 
 use std::{
@@ -26,7 +28,7 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -45,6 +47,7 @@ use tracing::Instrument;
 pub use cache::CacheUsage;
 pub use high_water::HIGH_WATER;
 pub use limits::Limits;
+pub use promote::{Copied, Copying, Disks};
 pub use registry::{Mirror, parse_mirrors};
 
 use crate::files;
@@ -123,6 +126,8 @@ pub struct ImageStore {
     /// Held for map operations only, never across I/O.
     tasks: Mutex<HashMap<OperationId, Task>>,
     pushes: push::Pushes,
+    /// Who has the disks of VMs, once there is somebody.
+    disks: OnceLock<Weak<dyn Disks>>,
     /// The highest epoch of a discarded staging: a late command does not begin it again.
     discarded: Mutex<HashMap<OperationId, i64>>,
 }
@@ -160,6 +165,7 @@ impl ImageStore {
             options,
             tasks: Mutex::default(),
             pushes: push::Pushes::default(),
+            disks: OnceLock::new(),
             discarded: Mutex::default(),
         };
         fs::create_dir_all(store.root.join("images"))?;
@@ -177,6 +183,13 @@ impl ImageStore {
         }
         store.cache.trim()?;
         Ok(Arc::new(store))
+    }
+
+    /// Makes known who has the disks of this host's VMs; the first who comes is.
+    pub fn attach(&self, disks: Weak<dyn Disks>) {
+        if self.disks.set(disks).is_err() {
+            tracing::warn!("the disks of VMs are somebody's already");
+        }
     }
 
     fn staging(&self, operation: OperationId) -> PathBuf {
@@ -198,6 +211,11 @@ impl ImageStore {
         } else {
             Err(ApiError::not_found(format!("the image {image} is not on this host")))
         }
+    }
+
+    /// What a published image is.
+    fn image(&self, image: ImageId) -> Option<StagedImage> {
+        read_record(&self.published(image)).map(|record| record.image)
     }
 
     /// Finds out what a source stands for now.
@@ -256,6 +274,7 @@ impl ImageStore {
             operation: fence.operation,
             dir: self.staging(fence.operation),
             source: request.source.clone(),
+            images: self.clone(),
             options: self.options.clone(),
             cache: self.cache.clone(),
             progress: progress.clone(),

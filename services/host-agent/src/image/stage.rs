@@ -13,7 +13,9 @@ use contract::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ImageOptions, MANIFEST, Record, cache::Cache, progress::Reporter, pull, storage_error};
+use super::{
+    ImageOptions, ImageStore, MANIFEST, Record, cache::Cache, progress::Reporter, promote, pull, storage_error,
+};
 use crate::files;
 
 /// What one staging needs.
@@ -21,6 +23,7 @@ pub(super) struct Staging {
     pub operation: OperationId,
     pub dir: PathBuf,
     pub source: StageSource,
+    pub images: Arc<ImageStore>,
     pub options: ImageOptions,
     pub cache: Arc<Cache>,
     pub progress: Reporter,
@@ -34,6 +37,9 @@ impl Staging {
             StageSource::Registry(reference) => pull::make(self, &ImageSource::Registry(reference)).await?,
             StageSource::Layout { path, reference } => {
                 pull::make(self, &ImageSource::Layout { path, reference }).await?
+            }
+            StageSource::Vm { vm, ssh_keys, keep_identity } => {
+                promote::make(self, promote::Order { vm, ssh_keys, keep_identity }).await?
             }
         };
         self.finish(image).await

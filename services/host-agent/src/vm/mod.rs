@@ -12,11 +12,12 @@ pub mod postmortem;
 mod power;
 mod provision;
 pub mod reconcile;
+mod snapshot;
 
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -37,7 +38,7 @@ use crate::{
     disk::Driver,
     guest::Guest,
     handles::{Found, VmDirs},
-    image::ImageStore,
+    image::{Copied, Copying, ImageStore},
     kernel::Kernels,
     net::Lab,
     usage::Subject,
@@ -84,6 +85,8 @@ enum Command {
     Admit(Fence, oneshot::Sender<Result<(), ApiError>>),
     Stop(Fence, Duration, oneshot::Sender<Result<(), ApiError>>),
     Remove(Fence, oneshot::Sender<Result<(), ApiError>>),
+    /// Copies the root disk; of no operation on the VM, so without a fence.
+    Copy(Copying, oneshot::Sender<Result<Copied, ApiError>>),
 }
 
 /// What others hold of a VM's task.
@@ -110,12 +113,15 @@ pub struct Vms {
 impl Vms {
     /// No VMs yet; [`Vms::adopt`] finds those that are there.
     pub fn new(deps: Deps) -> Arc<Self> {
-        Arc::new(Self {
+        let vms = Arc::new(Self {
             deps: Arc::new(deps),
             tasks: Mutex::default(),
             orphans: Mutex::default(),
             sessions: Sessions::default(),
-        })
+        });
+        let disks: Weak<Self> = Arc::downgrade(&vms);
+        vms.deps.images.attach(disks);
+        vms
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Handle>> {

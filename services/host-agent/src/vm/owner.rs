@@ -209,6 +209,7 @@ impl Owner {
                 self.show();
                 reply(answer, outcome);
             }
+            Command::Copy(copying, answer) => reply(answer, self.copy_disk(copying).await),
             // Handled by `run`, as the task ends with it.
             Command::Remove(_, answer) => drop(answer),
         }

@@ -3,6 +3,7 @@
 mod delete;
 mod get;
 mod list;
+mod promote;
 mod pull;
 mod push;
 mod rename;
@@ -44,6 +45,7 @@ where
 pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError> {
     serve::<image::Pull, _>(service, app, pull::handle).await?;
     serve::<image::Push, _>(service, app, push::handle).await?;
+    serve::<image::Promote, _>(service, app, promote::handle).await?;
     serve::<image::List, _>(service, app, list::handle).await?;
     serve::<image::Get, _>(service, app, get::handle).await?;
     serve::<image::Delete, _>(service, app, delete::handle).await?;

@@ -7,6 +7,7 @@ mod agent;
 mod delete;
 mod name;
 mod place;
+mod promote;
 mod publish;
 mod pull;
 mod push;
@@ -19,6 +20,7 @@ use operations::EngineBuilder;
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
 pub use name::{Rename, RenameOrder, Tag, TagOrder};
 pub use place::{Place, Placed};
+pub use promote::{Promote, PromoteOrder};
 pub use publish::{Made, Makes, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
 pub use push::{Push, PushOrder};
@@ -26,7 +28,8 @@ pub use push::{Push, PushOrder};
 /// Adds all kinds to an engine; at most `publications` keep a database connection while they wait.
 pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let turns = Arc::new(Turns::new(publications));
-    engine.kind(Pull::new(turns)).kind(Delete).kind(Push).kind(Tag).kind(Rename)
+    let promote = Promote::new(turns.clone());
+    engine.kind(Pull::new(turns)).kind(promote).kind(Delete).kind(Push).kind(Tag).kind(Rename)
 }
 
 /// What operations on this image exclude each other by.

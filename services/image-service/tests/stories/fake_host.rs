@@ -8,7 +8,7 @@ use std::{
 
 use bus::{Bus, Service};
 use contract::{
-    ApiError, HostId, ImageId, MebiBytes, OperationId,
+    ApiError, HostId, ImageId, MebiBytes, OperationId, VmId,
     agent::{
         Fence, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageResolve, ImageStage, PushStatus, PushedBundle,
         ResolvedImage, StageStatus, StagedImage,
@@ -16,7 +16,9 @@ use contract::{
     host::{self, Capacity, Empty, Host, HostList, HostState},
     image::ImageConfig,
     operation::Progress,
+    vm::{self, Vm, VmState},
 };
+use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
@@ -300,9 +302,10 @@ impl Inner {
     }
 }
 
-/// The registry of hosts, as vm-lifecycle would serve it.
+/// The registries of hosts and VMs, as vm-lifecycle would serve them.
 pub struct FakeRegistry {
     hosts: Arc<Mutex<Vec<Host>>>,
+    vms: Arc<Mutex<Vec<Vm>>>,
     _service: Service,
 }
 
@@ -316,8 +319,31 @@ impl FakeRegistry {
             async move { Ok(HostList { hosts }) }
         });
         list.await.unwrap();
+        let vms: Arc<Mutex<Vec<Vm>>> = Arc::default();
+        let known = vms.clone();
+        let get = service.serve::<vm::Get, _>(move |_, request| {
+            let found = known.lock().unwrap().iter().find(|vm| vm.name.as_str() == request.vm).cloned();
+            async move { found.ok_or_else(|| ApiError::not_found(format!("no VM {}", request.vm))) }
+        });
+        get.await.unwrap();
         service.ready().await.unwrap();
-        Self { hosts, _service: service }
+        Self { hosts, vms, _service: service }
+    }
+
+    /// Adds a VM in that state, or changes it; its id.
+    pub fn put_vm(&self, name: &str, state: VmState, more: serde_json::Value) -> VmId {
+        let id = VmId::new();
+        let mut whole = json!({
+            "id": id, "name": name, "state": state, "host": "h1", "host_down": false, "image": ImageId::new(),
+            "image_name": "debian", "cpus": 1, "memory": 128, "disk": 512, "address": "10.77.0.9",
+            "mac": "02:57:0a:4d:00:09", "fqdn": format!("{name}.warren"), "created_at": "2026-01-01T00:00:00Z",
+        });
+        whole.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let vm: Vm = serde_json::from_value(whole).unwrap();
+        let mut vms = self.vms.lock().unwrap();
+        vms.retain(|known| known.name != vm.name);
+        vms.push(vm);
+        id
     }
 
     /// Adds a host with that many MiB of free disk, or changes it.

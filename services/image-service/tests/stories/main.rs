@@ -6,6 +6,7 @@ mod fake_host;
 mod lab;
 mod names;
 mod outages;
+mod promotions;
 mod pulls;
 mod pushes;
 mod refusals;

@@ -5,22 +5,11 @@ use contract::{
     deadline::WAIT_MAX_MS,
     idle::{IDLE_SECONDS, IdleAction, IdleLimit},
     label::LABELS_MAX,
-    vm::{CPUS, CreateRequest, DISK, MEMORY, SSH_KEY_BYTES_MAX, SSH_KEYS_MAX, TTL_SECONDS},
+    ssh_key,
+    vm::{CPUS, CreateRequest, DISK, MEMORY, TTL_SECONDS},
 };
 
 use super::{feature, reference};
-
-/// The key types guest-agent's ssh server takes.
-const KEY_TYPES: [&str; 8] = [
-    "ssh-ed25519",
-    "ssh-rsa",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "sk-ssh-ed25519@openssh.com",
-    "sk-ecdsa-sha2-nistp256@openssh.com",
-    "ssh-dss",
-];
 
 /// Checks a create.
 ///
@@ -34,19 +23,7 @@ pub fn check(request: &CreateRequest) -> Result<(), ApiError> {
     lifetime(request.ttl_seconds, request.deletion_protection)?;
     idle(request.idle_seconds, request.idle_action, request.deletion_protection)?;
     feature::check(&request.features)?;
-    ssh_keys(&request.ssh_keys)
-}
-
-/// Checks ssh public keys.
-///
-/// # Errors
-/// `invalid_argument`: too many, or one is none.
-pub fn ssh_keys(keys: &[String]) -> Result<(), ApiError> {
-    if keys.len() > SSH_KEYS_MAX {
-        return Err(ApiError::invalid_argument(format!("{} ssh keys are too many", keys.len()))
-            .hint(format!("a VM takes {SSH_KEYS_MAX}")));
-    }
-    keys.iter().enumerate().try_for_each(|(n, line)| ssh_key(n + 1, line))
+    ssh_key::check(&request.ssh_keys)
 }
 
 /// Checks how large a VM would be.
@@ -139,71 +116,6 @@ fn range(field: &str, value: MebiBytes, allowed: &std::ops::RangeInclusive<MebiB
         allowed.start(),
         allowed.end()
     )))
-}
-
-/// Checks that a line is one OpenSSH public key: type, base64 blob that names the same type, comment.
-fn ssh_key(n: usize, line: &str) -> Result<(), ApiError> {
-    let refuse = |why: &str| {
-        Err(ApiError::invalid_argument(format!("ssh key {n} {why}"))
-            .hint("give the line of a .pub file, such as ~/.ssh/id_ed25519.pub"))
-    };
-    if line.len() > SSH_KEY_BYTES_MAX {
-        return refuse("is too long for a public key");
-    }
-    if line.contains(|c: char| c.is_control()) {
-        return refuse("is more than one line, or holds control characters");
-    }
-    if line.contains("PRIVATE KEY") {
-        return refuse("is a private key: never give it away");
-    }
-    let mut words = line.split_ascii_whitespace();
-    let (Some(kind), Some(blob)) = (words.next(), words.next()) else {
-        return refuse("is not of the form `type base64 [comment]`");
-    };
-    if !KEY_TYPES.contains(&kind) {
-        return refuse("does not begin with a known key type such as ssh-ed25519");
-    }
-    match blob_type(blob) {
-        Some(inner) if inner == kind.as_bytes() => Ok(()),
-        Some(_) => refuse("says one type and holds another"),
-        None => refuse("does not hold base64 of a public key"),
-    }
-}
-
-/// The type inside a key's blob: base64 of a length (four bytes, big endian) and so many bytes (RFC 4253 §6.6).
-fn blob_type(blob: &str) -> Option<Vec<u8>> {
-    let bytes = base64(blob)?;
-    let length = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-    let kind = bytes.get(4..4usize.checked_add(length)?)?;
-    // A key without key material is none.
-    (bytes.len() > 4 + length + 4).then(|| kind.to_vec())
-}
-
-/// Decodes base64 (RFC 4648 §4); a few lines here instead of a crate for one use.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
-        return None;
-    }
-    let (mut bytes, mut bits, mut filled) = (Vec::with_capacity(text.len() * 3 / 4), 0u32, 0);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        filled += 6;
-        if filled >= 8 {
-            filled -= 8;
-            bytes.push((bits >> filled) as u8);
-            bits &= (1 << filled) - 1;
-        }
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

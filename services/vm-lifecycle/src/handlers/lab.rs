@@ -7,6 +7,7 @@ use contract::{
     ApiError, LabName, OperationId, VmId, VmName,
     lab::{Lab, LabDownReply, LabDownRequest, LabList, LabListRequest, LabMember, LabRef, LabUpReply, LabUpRequest},
     operation::Operation,
+    ssh_key,
 };
 use operations::{Kind, NewOperation, answer};
 use serde_json::{Value, json};
@@ -36,7 +37,7 @@ const PAGE_MAX: u32 = 500;
 /// a plan that is refused already makes none.
 pub async fn up(app: Arc<App>, context: RequestContext, request: LabUpRequest) -> Result<LabUpReply, ApiError> {
     spec::timeout(request.timeout_ms)?;
-    spec::ssh_keys(&request.ssh_keys)?;
+    ssh_key::check(&request.ssh_keys)?;
     let wanted = expand(&request)?;
     let (wait, timeout_ms) = (request.wait, request.timeout_ms);
     if let Some(earlier) = earlier::<LabUp>(&app, &context).await? {

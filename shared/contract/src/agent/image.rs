@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Fence;
 use crate::{
     error::ApiError,
-    id::ImageId,
+    id::{ImageId, VmId},
     image::{ImageConfig, ImageSource},
     operation::Progress,
 };
@@ -37,6 +37,17 @@ pub enum StageSource {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reference: Option<String>,
     },
+    /// The root disk of a VM on the host.
+    Vm {
+        /// The VM.
+        vm: VmId,
+        /// OpenSSH public keys that may log in as root of every VM of the image, beside those that may already.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ssh_keys: Vec<String>,
+        /// Leave in it what makes one machine of it: its machine id, ssh host keys, random seed and leases.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep_identity: bool,
+    },
 }
 
 impl From<ImageSource> for StageSource {
@@ -52,6 +63,7 @@ impl std::fmt::Display for StageSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Registry(reference) => f.write_str(reference),
+            Self::Vm { vm, .. } => write!(f, "vm {vm}"),
             Self::Layout { path, reference: None } => write!(f, "oci:{path}"),
             Self::Layout { path, reference: Some(reference) } => write!(f, "oci:{path}:{reference}"),
         }

@@ -1,6 +1,7 @@
 //! `warren image`: one file a verb.
 
 mod ls;
+mod promote;
 mod pull;
 mod push;
 mod rename;
@@ -11,6 +12,7 @@ mod tag;
 use clap::Subcommand;
 
 pub use ls::LsArgs;
+pub use promote::PromoteArgs;
 pub use pull::PullArgs;
 pub use push::PushArgs;
 pub use rename::RenameArgs;
@@ -25,6 +27,8 @@ pub enum ImageCommand {
     Pull(PullArgs),
     /// Push an image to a registry as a bundle: ready to boot, so that who pulls it builds nothing
     Push(PushArgs),
+    /// Make an image of a VM: its root disk, mended, made small, and cleaned of what made one machine of it
+    Promote(PromoteArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),

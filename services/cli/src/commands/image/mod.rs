@@ -1,6 +1,7 @@
 //! `warren image …`: one file a verb.
 
 mod ls;
+mod promote;
 mod pull;
 mod push;
 mod rename;
@@ -24,6 +25,7 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
     match command {
         ImageCommand::Pull(args) => pull::run(global, format, args).await,
         ImageCommand::Push(args) => push::run(global, format, args).await,
+        ImageCommand::Promote(args) => promote::run(global, format, args).await,
         ImageCommand::Ls(args) => ls::run(global, format, &args).await,
         ImageCommand::Tag(args) => tag::run(global, format, args).await,
         ImageCommand::Rename(args) => rename::run(global, format, &args).await,

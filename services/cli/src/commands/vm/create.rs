@@ -197,6 +197,11 @@ fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, ApiError> {
     if files.is_empty() {
         return Ok(default_keys());
     }
+    keys_in(files)
+}
+
+/// The public keys in those files.
+pub(crate) fn keys_in(files: &[PathBuf]) -> Result<Vec<String>, ApiError> {
     let mut keys = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(file).map_err(|error| {

@@ -32,7 +32,7 @@ use crate::{
     wait,
 };
 use claims::Claims;
-pub(super) use create::seconds;
+pub(super) use create::{keys_in, seconds};
 
 /// The VMs of one request for a list: about 200 KiB, far below what a message may hold.
 const PAGE: u32 = 200;

@@ -1,7 +1,7 @@
 //! Stories of VMs on one host with real QEMU processes: commands repeated, late and reordered, an agent that dies, a VMM that
 //! dies, handles that are damaged.
 
-mod common;
+mod promote;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -1,0 +1,319 @@
+//! A **tool** of e2fsprogs, run on a filesystem in a file that anybody may have written: as a user who owns nothing but that file,
+//! without a network, within limits of time and memory, and ended when its staging is.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::{
+            fs::{PermissionsExt, chown},
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus},
+    time::{Duration, Instant},
+};
+
+use contract::{ApiError, OperationId};
+use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    sched::{CloneFlags, unshare},
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+        signal::{Signal, killpg},
+    },
+    unistd::{Gid, Pid, Uid, getppid, setgid, setgroups, setpgid, setuid},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::storage_error;
+
+/// Where the user ids of tools begin: above those of VMMs ([`crate::vmm::jail`]), in the range systemd's UIDS-GIDS.md leaves to nobody.
+const FIRST_ID: u32 = 0x7701_0000;
+/// How long one run may take: a check of a terabyte takes minutes.
+const TIME: Duration = Duration::from_secs(30 * 60);
+/// Bytes of memory it may ask for: `e2fsck` needs some hundred bytes a directory.
+const MEMORY: u64 = 2 << 30;
+/// Descriptors it may have.
+const DESCRIPTORS: u64 = 64;
+/// Bytes of what it says that are kept; the rest is read and dropped.
+const OUTPUT: usize = 4 << 20;
+/// Longest pause between two looks whether it has ended.
+const LOOK_MAX: Duration = Duration::from_millis(50);
+/// Where the tools are looked for.
+const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
+
+/// A filesystem in a file that tools work on. Its owner is a user of this staging's own until it is given back.
+pub(super) struct Patient<'a> {
+    path: PathBuf,
+    file: File,
+    user: Option<u32>,
+    bytes: u64,
+    cancel: &'a CancellationToken,
+    /// What tools take for the present time, Unix seconds: what they write depends on nothing else.
+    now: u64,
+}
+
+/// What a tool said and how it ended.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub status: ExitStatus,
+    pub output: Vec<u8>,
+}
+
+impl Said {
+    /// Its exit code; nothing when a signal ended it, as one of its limits does.
+    pub(super) fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// The last line that says something, without what a terminal would act on.
+    pub(super) fn last_line(&self) -> String {
+        let text = String::from_utf8_lossy(&self.output);
+        let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        line.chars().filter(|c| !c.is_control()).take(200).collect()
+    }
+}
+
+/// A file a tool reads beside the filesystem: without a name, readable to it, gone with the run.
+pub(super) struct Given(File);
+
+impl Given {
+    /// With that content.
+    ///
+    /// # Errors
+    /// There is no memory left.
+    pub(super) fn new(content: &[u8]) -> io::Result<Self> {
+        let descriptor = nix::sys::memfd::memfd_create(c"given", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+        let mut file = File::from(descriptor);
+        file.write_all(content)?;
+        file.set_permissions(Permissions::from_mode(0o444))?;
+        Ok(Self(file))
+    }
+
+    /// The path by which the tool opens it.
+    pub(super) fn path(&self) -> String {
+        by_number(self.0.as_raw_fd())
+    }
+}
+
+fn by_number(descriptor: RawFd) -> String {
+    format!("/proc/self/fd/{descriptor}")
+}
+
+impl<'a> Patient<'a> {
+    /// Takes a file for tools to work on. Ends with `cancel`.
+    ///
+    /// # Errors
+    /// The file cannot be opened or given to another user.
+    pub(super) fn take(
+        path: &Path,
+        operation: OperationId,
+        now: u64,
+        cancel: &'a CancellationToken,
+    ) -> Result<Self, ApiError> {
+        let user = nix::unistd::geteuid().is_root().then(|| user(operation));
+        let open = || -> io::Result<File> {
+            let file = OpenOptions::new().read(true).write(true).open(path)?;
+            fs::set_permissions(path, Permissions::from_mode(0o600))?;
+            chown(path, user, user)?;
+            Ok(file)
+        };
+        let file = open().map_err(|error| storage_error(path, &error))?;
+        let bytes = file.metadata().map_err(|error| storage_error(path, &error))?.len();
+        Ok(Self { path: path.to_owned(), file, user, bytes, cancel, now })
+    }
+
+    /// Makes the file root's again.
+    ///
+    /// # Errors
+    /// The file is gone.
+    pub(super) fn give_back(self) -> Result<(), ApiError> {
+        let own = || -> io::Result<()> {
+            chown(&self.path, self.user.map(|_| 0), self.user.map(|_| 0))?;
+            fs::set_permissions(&self.path, Permissions::from_mode(0o644))
+        };
+        own().map_err(|error| storage_error(&self.path, &error))
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file itself.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Runs a tool to its end: `program`, `arguments`, and last the path of the filesystem, then `more`. It reads `input` from its standard
+    /// input and may open what is given. Blocking.
+    ///
+    /// # Errors
+    /// `failed_precondition` when the program is not installed, `cancelled`, `deadline_exceeded`.
+    pub(super) fn run(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        more: &[&str],
+        input: &[u8],
+        given: &[Given],
+    ) -> Result<Said, ApiError> {
+        let failed = |error: io::Error| ApiError::internal(format!("{program} cannot be run: {error}"));
+        let (mut output, writer) = io::pipe().map_err(failed)?;
+        let input = Given::new(input).map_err(failed)?;
+        let stdin = File::open(input.path()).map_err(failed)?;
+        let mut command = Command::new(program);
+        command.args(arguments).arg(by_number(self.file.as_raw_fd())).args(more).current_dir("/");
+        command.env_clear().env("PATH", PATH).env("LC_ALL", "C").env("DEBUGFS_PAGER", "__none__");
+        for name in ["E2FSPROGS_FAKE_TIME", "E2FSCK_TIME"] {
+            command.env(name, self.now.to_string());
+        }
+        command.stdin(stdin).stdout(writer.try_clone().map_err(failed)?).stderr(writer);
+        self.confine(&mut command, given);
+        let spawned = command.spawn();
+        // The pipe's other ends in this process, without which its reader would never see the end.
+        drop(command);
+        let mut child = spawned.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => ApiError::failed_precondition(format!("the host lacks {program}"))
+                .hint("install it: apt-get install e2fsprogs"),
+            _ => failed(error),
+        })?;
+        let reader = std::thread::spawn(move || bounded(&mut output));
+        let status = self.wait(program, &mut child);
+        let output = reader.join().unwrap_or_default();
+        Ok(Said { status: status?, output })
+    }
+
+    fn confine(&self, command: &mut Command, given: &[Given]) {
+        let keep: Vec<RawFd> = given.iter().map(|file| file.0.as_raw_fd()).chain([self.file.as_raw_fd()]).collect();
+        let (user, bytes, parent) = (self.user, self.bytes, nix::unistd::getpid());
+        // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
+        unsafe {
+            command.pre_exec(move || confine(&keep, user, bytes, parent));
+        }
+    }
+
+    fn wait(&self, program: &str, child: &mut Child) -> Result<ExitStatus, ApiError> {
+        let (began, mut pause) = (Instant::now(), Duration::from_millis(1));
+        loop {
+            let ended = child.try_wait();
+            if let Some(status) = ended.map_err(|error| ApiError::internal(format!("{program} is lost: {error}")))? {
+                return Ok(status);
+            }
+            let late = began.elapsed() > TIME;
+            if late || self.cancel.is_cancelled() {
+                let pid = Pid::from_raw(child.id().cast_signed());
+                if let Err(error) =
+                    killpg(pid, Signal::SIGKILL).map_err(io::Error::from).and_then(|()| child.wait().map(drop))
+                {
+                    tracing::warn!(%error, program, "a tool cannot be ended");
+                }
+                return Err(if late {
+                    ApiError::deadline_exceeded(format!("{program} had not ended after {} s", TIME.as_secs()))
+                } else {
+                    ApiError::cancelled("the staging was discarded")
+                });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LOOK_MAX);
+        }
+    }
+}
+
+/// The user of one staging's tools: another one's has no hold on them.
+fn user(operation: OperationId) -> u32 {
+    let bytes = operation.0.as_bytes();
+    FIRST_ID + u32::from(u16::from_be_bytes([bytes[14], bytes[15]]))
+}
+
+fn confine(keep: &[RawFd], user: Option<u32>, bytes: u64, parent: Pid) -> io::Result<()> {
+    setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+    for descriptor in keep {
+        // SAFETY: the descriptor is open in this process, and is only looked at for the length of the call.
+        let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(*descriptor) };
+        fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    for (resource, limit) in [
+        (Resource::RLIMIT_CPU, TIME.as_secs()),
+        (Resource::RLIMIT_AS, MEMORY),
+        (Resource::RLIMIT_FSIZE, bytes),
+        // Below numbers that are open already: those stay, and the ones in between close when the program begins.
+        (Resource::RLIMIT_NOFILE, DESCRIPTORS),
+        (Resource::RLIMIT_CORE, 0),
+    ] {
+        setrlimit(resource, limit, limit)?;
+    }
+    if let Some(user) = user {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)?;
+        setgroups(&[])?;
+        setgid(Gid::from_raw(user))?;
+        setuid(Uid::from_raw(user))?;
+    }
+    prctl::set_no_new_privs()?;
+    // After the change of the user, which takes it away.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() != parent {
+        return Err(io::Error::other("the agent is gone already"));
+    }
+    Ok(())
+}
+
+fn bounded(from: &mut impl Read) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let read = from.take(OUTPUT as u64).read_to_end(&mut kept).and_then(|_| io::copy(from, &mut io::sink()));
+    if let Err(error) = read {
+        tracing::debug!(%error, "what a tool said was cut off");
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patient(dir: &Path, cancel: &CancellationToken, run: impl FnOnce(&Patient<'_>)) {
+        let path = dir.join("fs");
+        File::create(&path).unwrap().set_len(8 << 20).unwrap();
+        let patient = Patient::take(&path, OperationId::new(), 1_700_000_000, cancel).unwrap();
+        run(&patient);
+        patient.give_back().unwrap();
+    }
+
+    #[test]
+    fn a_tool_has_the_filesystem_and_what_it_is_given_and_nothing_else() {
+        let (dir, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        patient(dir.path(), &cancel, |patient| {
+            let said = patient.run("mke2fs", &["-q", "-F", "-t", "ext4"], &[], b"", &[]).unwrap();
+            assert_eq!(said.code(), Some(0), "{said:?}");
+            let given = Given::new(b"from outside").unwrap();
+            let script = format!("write {} there\ncat there\nwrite /etc/shadow shadow\n", given.path());
+            let said = patient.run("debugfs", &["-w", "-f", "-"], &[], script.as_bytes(), &[given]).unwrap();
+            let text = String::from_utf8_lossy(&said.output);
+            assert!(text.contains("from outside"), "{text}");
+            if nix::unistd::geteuid().is_root() {
+                assert!(text.contains("Permission denied"), "{text}");
+                let said = patient.run("sh", &["-c", "id -u; cat /proc/net/dev; ulimit -f"], &[], b"", &[]).unwrap();
+                let text = String::from_utf8_lossy(&said.output).into_owned();
+                assert!(!text.starts_with("0\n") && !text.contains("eth"), "{text}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_tool_that_goes_on_is_ended_and_a_talkative_one_is_cut_off() {
+        let (dir, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        patient(dir.path(), &cancel, |patient| {
+            let said = patient.run("sh", &["-c", "head -c 9000000 /dev/zero"], &[], b"", &[]).unwrap();
+            assert_eq!((said.code(), said.output.len()), (Some(0), OUTPUT));
+            let missing = patient.run("warren-no-such-tool", &[], &[], b"", &[]).unwrap_err();
+            assert!(missing.message.contains("warren-no-such-tool"), "{missing:?}");
+            cancel.cancel();
+            let ended = patient.run("sh", &["-c", "sleep 1000"], &[], b"", &[]).unwrap_err();
+            assert_eq!(ended.code, contract::ErrorCode::Cancelled);
+        });
+    }
+}
