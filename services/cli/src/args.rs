@@ -71,7 +71,7 @@ pub struct Global {
 /// All commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Images: pull, push, list, show, tag, rename, remove
+    /// Images: pull, build, log, push, list, show, tag, rename, remove
     Image {
         #[command(subcommand)]
         /// Which.

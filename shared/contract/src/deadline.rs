@@ -47,6 +47,16 @@ pub const CREATE: Duration = Duration::from_secs(300);
 /// How long a pull may take in all.
 pub const PULL: Duration = Duration::from_secs(3600);
 
+/// How long a step of a build may take beside its script: its VM is created and stopped, its files are sent, and an image is made of
+/// its disk.
+pub const BUILD_STEP: Duration = PULL;
+
+/// How long a host may be silent, or without its guest, before a script that runs there is given up.
+pub const BUILD_SILENCE: Duration = TRANSFER_SILENCE;
+
+/// The caller's time for a piece of a build's log: [`crate::image::LOG_WAIT_MAX_MS`] and then some.
+pub const BUILD_LOG: Duration = Duration::from_secs(15);
+
 /// How long a prepare or an export of a workspace may take in all: a large tree over a slow line.
 pub const TRANSFER: Duration = PULL;
 

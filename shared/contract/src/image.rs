@@ -1,5 +1,6 @@
 //! **Images**: requests to `image-service` and what it says of them. One module a noun.
 
+mod build;
 mod config;
 mod delete;
 mod listing;
@@ -10,6 +11,10 @@ mod push;
 mod record;
 mod source;
 
+pub use build::{
+    BUILD_DIR, BuildFiles, BuildLog, BuildLogRequest, BuildRequest, BuildStep, Built, INLINE_MAX, LOG_MAX,
+    LOG_PAGE_MAX, LOG_WAIT_MAX_MS, SCRIPT_MAX, SCRIPT_SECONDS, STEPS_MAX, TITLE_MAX, WORK_DIR,
+};
 pub use config::ImageConfig;
 pub use delete::DeleteRequest;
 pub use listing::{ImageList, ListRequest};
@@ -29,6 +34,10 @@ verbs! {
     Push = "warren.image.push", true, deadline::WAITING, PushRequest => Operation;
     /// Makes an image of a VM's root disk. Operation `image.promote`; its result has the image, and the names of the VM's disks that are not in it.
     Promote = "warren.image.promote", true, deadline::WAITING, PromoteRequest => Operation;
+    /// Builds an image of another by scripts run in throw-away VMs. Operation `image.build`; its result has the image.
+    Build = "warren.image.build", true, deadline::WAITING, BuildRequest => Operation;
+    /// Reads what a build printed, a piece at a time.
+    ReadBuildLog = "warren.image.build_log", false, deadline::BUILD_LOG, BuildLogRequest => BuildLog;
     /// Lists images.
     List = "warren.image.list", false, deadline::QUICK, ListRequest => ImageList;
     /// Shows one image.

@@ -1,5 +1,8 @@
 //! SQL of the schema `image` (migrations/V0002__image.sql): one file a noun, rows in, parsed types out.
 
+pub mod build_cache;
+pub mod build_log;
+pub mod child;
 pub mod image;
 pub mod lookup;
 pub mod name;

@@ -27,7 +27,7 @@ pub struct Holder {
 pub struct Held<'a> {
     pub(super) transaction: Transaction<'a>,
     name: ImageName,
-    fence: Fence,
+    pub(super) fence: Fence,
     /// What the name means already, if anything.
     pub holder: Option<Holder>,
 }

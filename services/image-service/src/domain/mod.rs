@@ -1,5 +1,6 @@
-//! Pure rules: what a source may be, and where a replica goes.
+//! Pure rules: what a source or a build may be, and where a replica goes.
 
+pub mod build;
 pub mod placement;
 pub mod reference;
 pub mod source;

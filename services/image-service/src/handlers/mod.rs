@@ -1,5 +1,7 @@
 //! One file a verb: what a request must be, and its answer.
 
+mod build;
+mod build_log;
 mod delete;
 mod get;
 mod list;
@@ -46,6 +48,8 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<image::Pull, _>(service, app, pull::handle).await?;
     serve::<image::Push, _>(service, app, push::handle).await?;
     serve::<image::Promote, _>(service, app, promote::handle).await?;
+    serve::<image::Build, _>(service, app, build::handle).await?;
+    serve::<image::ReadBuildLog, _>(service, app, build_log::handle).await?;
     serve::<image::List, _>(service, app, list::handle).await?;
     serve::<image::Get, _>(service, app, get::handle).await?;
     serve::<image::Delete, _>(service, app, delete::handle).await?;

@@ -1,9 +1,10 @@
 //! The **kinds** of operations on images: what each does, step by step, with its undo beside it.
 //!
 //! Their resource is the image's id, minted with the pull: pulls never wait for each other, while a delete waits for the
-//! pull that makes its image.
+//! pull that makes its image. A build's is the name it is for, and that of one of its steps is what the step is made of.
 
 mod agent;
+mod build;
 mod delete;
 mod name;
 mod place;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use contract::{ApiError, ImageId, ImageName};
 use operations::EngineBuilder;
 
+pub use build::{Build, BuildOrder, BuildStep};
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
 pub use name::{Rename, RenameOrder, Tag, TagOrder};
 pub use place::{Place, Placed};
@@ -29,6 +31,8 @@ pub use push::{Push, PushOrder};
 pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let turns = Arc::new(Turns::new(publications));
     let promote = Promote::new(turns.clone());
+    let (build, step) = (Build::new(turns.clone()), BuildStep::new(turns.clone()));
+    let engine = engine.kind(build).kind(step);
     engine.kind(Pull::new(turns)).kind(promote).kind(Delete).kind(Push).kind(Tag).kind(Rename)
 }
 

@@ -26,7 +26,7 @@ impl Turns {
         Self(Semaphore::new(publications.max(1)))
     }
 
-    async fn take(&self) -> Result<SemaphorePermit<'_>, StepError> {
+    pub(super) async fn take(&self) -> Result<SemaphorePermit<'_>, StepError> {
         let turn = self.0.acquire().await;
         turn.map_err(|_| StepError::retry(ApiError::unavailable("this worker publishes nothing any more")))
     }
@@ -109,30 +109,38 @@ impl<K: Makes> Step<K> for Publish {
     /// Rows first, if they were committed; then the files. The staging goes before the final directory, so that a
     /// rename that arrives late finds nothing to rename.
     async fn undo(&self, cx: &Context, _: &K, request: &K::Request, journal: &K::Journal) -> Result<(), StepError> {
-        let (made, host) = (K::made(request), host_of::<K>(journal)?);
-        let id = made.id;
-        let mut client = cx.store().client().await?;
-        match image_withdraw(&mut client, cx.fence(), made.id, Taken::Made(made.name)).await? {
-            Withdrawn::Done => {}
-            Withdrawn::Named => {
-                drop(client);
-                return Ok(agent::discard(cx, host).await?);
-            }
-            Withdrawn::ClaimLost => return Err(StepError::retry(claim_lost())),
-            Withdrawn::InUse(users) => {
-                tracing::warn!(image.id = %id, users = users.count, "the image stays: VMs use it already");
-                return Ok(());
-            }
-        }
-        drop(client);
-        agent::discard(cx, host).await?;
-        agent::remove(cx, host, id).await?;
-        let client = cx.store().client().await?;
-        for removal in removal_list(&client, id).await?.iter().filter(|removal| removal.host == *host) {
-            removal_done(&client, removal).await?;
-        }
-        Ok(())
+        let made = K::made(request);
+        take_back(cx, host_of::<K>(journal)?, made.id, made.name).await
     }
+}
+
+/// Takes back an image that this operation published and what it made of a name: rows first, if they were committed; then the
+/// files, unless VMs use it or others gave it a name.
+///
+/// # Errors
+/// The database or the host could not.
+pub async fn take_back(cx: &Context, host: &HostId, id: ImageId, name: &ImageName) -> Result<(), StepError> {
+    let mut client = cx.store().client().await?;
+    match image_withdraw(&mut client, cx.fence(), id, Taken::Made(name)).await? {
+        Withdrawn::Done => {}
+        Withdrawn::Named => {
+            drop(client);
+            return Ok(agent::discard(cx, host).await?);
+        }
+        Withdrawn::ClaimLost => return Err(StepError::retry(claim_lost())),
+        Withdrawn::InUse(users) => {
+            tracing::warn!(image.id = %id, users = users.count, "the image stays: VMs use it already");
+            return Ok(());
+        }
+    }
+    drop(client);
+    agent::discard(cx, host).await?;
+    agent::remove(cx, host, id).await?;
+    let client = cx.store().client().await?;
+    for removal in removal_list(&client, id).await?.iter().filter(|removal| removal.host == *host) {
+        removal_done(&client, removal).await?;
+    }
+    Ok(())
 }
 
 /// Holds the name, brings the files to their place unless the host has the same digest already, and commits.

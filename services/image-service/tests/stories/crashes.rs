@@ -15,11 +15,11 @@ use tokio::process::{Child, Command};
 use crate::lab::{BOUND, Lab, count, image_of, registry};
 
 /// How many labs at once: each has a nats-server and a service.
-const AT_ONCE: usize = 4;
+pub const AT_ONCE: usize = 4;
 
 /// A lab whose service is a process of its own, which dies at one point.
-struct Crash {
-    lab: Lab,
+pub struct Crash {
+    pub lab: Lab,
     point: &'static str,
     dir: tempfile::TempDir,
 }
@@ -30,7 +30,7 @@ impl Crash {
     }
 
     /// In a database of its own on a shared PostgreSQL.
-    async fn on(postgres: &Postgres, point: &'static str) -> Self {
+    pub async fn on(postgres: &Postgres, point: &'static str) -> Self {
         let url = postgres.create_database(&point.replace(['.', '/'], "_")).await;
         Self { lab: Lab::on(url).await, point, dir: tempfile::tempdir().unwrap() }
     }
@@ -40,7 +40,7 @@ impl Crash {
     }
 
     /// Starts the service, and waits until it answers.
-    async fn start(&self) -> Child {
+    pub async fn start(&self) -> Child {
         let child = Command::new(env!("CARGO_BIN_EXE_image-service"))
             .env("WARREN_NATS_URL", &self.lab.config.nats_url)
             .env("WARREN_DATABASE_URL", &self.lab.config.database_url)
@@ -57,7 +57,7 @@ impl Crash {
     }
 
     /// Waits until the service has died at the point, and makes the lease run out at once.
-    async fn died(&self, mut child: Child) {
+    pub async fn died(&self, mut child: Child) {
         let status = tokio::time::timeout(BOUND, child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("{} was never reached", self.point)).unwrap();
         assert!(!status.success() && self.mark().exists(), "{}: {status}", self.point);
@@ -66,7 +66,7 @@ impl Crash {
         self.lab.sql().await.execute(expire, &[]).await.unwrap();
     }
 
-    async fn cancel_requested(&self, id: OperationId) {
+    pub async fn cancel_requested(&self, id: OperationId) {
         let cancel = "update operations.operation set cancel_requested = true where id = $1";
         self.lab.sql().await.execute(cancel, &[&id.0]).await.unwrap();
     }
@@ -81,7 +81,7 @@ impl Crash {
     }
 
     /// Asks for an operation. The service may die before it has answered; then the row tells.
-    async fn accepted<V: contract::Verb<Reply = Operation>>(&self, kind: &str, request: Value) -> OperationId {
+    pub async fn accepted<V: contract::Verb<Reply = Operation>>(&self, kind: &str, request: Value) -> OperationId {
         let answer = tokio::time::timeout(Duration::from_secs(3), self.lab.call::<V>(request, None)).await;
         if let Ok(Ok(operation)) = answer {
             return operation.id;

@@ -1,8 +1,11 @@
 //! Stories of images' lives as a client on NATS sees them: real PostgreSQL and NATS, a fake host.
 
+mod build_crashes;
+mod builds;
 mod crashes;
 mod deletes;
 mod fake_host;
+mod fake_vms;
 mod lab;
 mod names;
 mod outages;

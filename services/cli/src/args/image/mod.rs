@@ -1,5 +1,7 @@
 //! `warren image`: one file a verb.
 
+mod build;
+mod log;
 mod ls;
 mod promote;
 mod pull;
@@ -11,6 +13,8 @@ mod tag;
 
 use clap::Subcommand;
 
+pub use build::{BuildArgs, Part, Parts};
+pub use log::LogArgs;
 pub use ls::LsArgs;
 pub use promote::PromoteArgs;
 pub use pull::PullArgs;
@@ -29,6 +33,10 @@ pub enum ImageCommand {
     Push(PushArgs),
     /// Make an image of a VM: its root disk, mended, made small, and cleaned of what made one machine of it
     Promote(PromoteArgs),
+    /// Build an image of another with scripts run in throw-away VMs
+    Build(Box<BuildArgs>),
+    /// Print what a build printed
+    Log(LogArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),

@@ -1,5 +1,7 @@
 //! `warren image …`: one file a verb.
 
+mod build;
+mod log;
 mod ls;
 mod promote;
 mod pull;
@@ -26,6 +28,8 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
         ImageCommand::Pull(args) => pull::run(global, format, args).await,
         ImageCommand::Push(args) => push::run(global, format, args).await,
         ImageCommand::Promote(args) => promote::run(global, format, args).await,
+        ImageCommand::Build(args) => build::run(global, format, *args).await,
+        ImageCommand::Log(args) => log::run(global, format, args).await,
         ImageCommand::Ls(args) => ls::run(global, format, &args).await,
         ImageCommand::Tag(args) => tag::run(global, format, args).await,
         ImageCommand::Rename(args) => rename::run(global, format, &args).await,
