@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 pub use command::CommandArgs;
 pub use exec::{ExecArgs, JobCommand, without_exec};
 pub use image::ImageCommand;
+pub use kernel::{KernelCommand, KernelImportArgs};
 pub use lab::LabCommand;
 pub use run::{Bring, RunArgs};
 pub use vm::{CreateArgs, FeatureArgs, PostmortemArgs, SetArgs, SizeArgs, TopArgs, VmCommand, Which};
@@ -20,6 +21,7 @@ use crate::{dev::args::DevCommand, output::Format};
 mod command;
 mod exec;
 pub mod image;
+mod kernel;
 mod lab;
 mod run;
 mod vm;
@@ -76,6 +78,12 @@ pub enum Command {
         #[command(subcommand)]
         /// Which.
         command: ImageCommand,
+    },
+    /// Kernels: import, list, show, remove, set the default
+    Kernel {
+        #[command(subcommand)]
+        /// Which.
+        command: KernelCommand,
     },
     /// VMs: create, list, show, start, stop, restart, remove, logs
     Vm {

@@ -98,6 +98,7 @@ async fn run(cli: Cli) -> Result<Outcome, Failure> {
     let format = cli.output;
     match cli.command {
         Command::Image { command } => commands::image::run(&global, format, command).await,
+        Command::Kernel { command } => commands::kernel::run(&global, format, command).await,
         Command::Vm { command } => commands::vm::run(&global, format, command).await,
         Command::Events(args) => commands::events::run(&global, format, args).await,
         Command::Doctor(args) => commands::doctor::run(&global, format, args).await,

@@ -46,6 +46,7 @@ fn help_names_every_command_and_the_exit_codes() {
     }
     for (area, verbs) in [
         ("image", &["pull", "ls", "show", "rm"][..]),
+        ("kernel", &["import", "ls", "show", "rm", "default"]),
         ("vm", &["create", "ls", "show", "start", "stop", "restart", "rm", "logs"]),
         ("lab", &["up", "down", "ls", "show"]),
         ("op", &["ls", "show", "wait", "watch", "cancel"]),

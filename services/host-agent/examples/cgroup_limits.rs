@@ -70,5 +70,6 @@ fn spec() -> Result<VmSpec, Box<dyn Error>> {
         domain: "warren".into(),
         ssh_keys: vec![],
         features: Features::default(),
+        kernel: None,
     })
 }

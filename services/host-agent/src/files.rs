@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
 /// Writes a file atomically and durably: a temporary file beside it, synced, renamed, the directory synced.
 ///
 /// # Errors
@@ -70,6 +72,18 @@ pub fn subdirectories(dir: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(paths)
+}
+
+/// Opens what is below a directory, or the directory itself, without a link on the way: whoever may write there must not lead elsewhere.
+///
+/// # Errors
+/// It is not below, is not there, or a link stands on the way.
+pub fn open_beneath(root: &Path, wanted: &Path, flags: OFlag) -> io::Result<File> {
+    let below = wanted.strip_prefix(root).map_err(io::Error::other)?;
+    let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+    Ok(openat2(File::open(root)?, below, how)?.into())
 }
 
 /// Bytes free for unprivileged use on the filesystem of `path`.

@@ -259,6 +259,7 @@ mod tests {
                 domain: "warren".into(),
                 ssh_keys: vec![],
                 features: contract::feature::Features::default(),
+                kernel: None,
             },
             epoch: 3,
             operation: OperationId::new(),

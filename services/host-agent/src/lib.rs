@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod net;
 pub mod registration;
 pub mod server;
+pub mod tasks;
 pub mod usage;
 pub mod vm;
 pub mod vmm;

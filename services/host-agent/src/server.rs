@@ -22,7 +22,7 @@ use crate::{
     handlers::{self, workspace::Workspaces},
     handles::VmDirs,
     image::ImageStore,
-    kernel::{self, Kernels},
+    kernel::{self, KernelObjects, Kernels},
     net::Lab,
     registration::Registration,
     usage::Meter,
@@ -106,6 +106,8 @@ fn prepare(
     let qemu = Qemu::new(probe::kvm_works(config.acceleration, &config.state_dir, &boot));
     tracing::info!(vmm = qemu.name(), kernel = %boot.release, "guests run under this");
     let images = ImageStore::open(&config.state_dir, config.images.clone()).context("the images cannot be opened")?;
+    let objects = KernelObjects::open(&config.state_dir, config.kernels.iter().cloned().collect())
+        .context("the lab's kernels cannot be opened")?;
     let lab = Lab::with_pool(&config.host, config.uplink, config.tap_pool);
     let deps = Deps {
         dirs: VmDirs::open(&config.state_dir).context("the VMs' directory cannot be opened")?,
@@ -116,7 +118,7 @@ fn prepare(
         lab,
         disks: Driver::choose(&config.state_dir, config.disk, qemu.name(), qemu.reads_qcow2())?,
         vmm: Box::new(qemu),
-        kernels: Kernels::new(boot, &config.state_dir, config.kernels.as_deref(), &config.guest_agent),
+        kernels: Kernels::new(boot, &config.state_dir, config.kernels.as_deref(), &config.guest_agent, objects),
         reports,
     };
     Ok((deps, qemu.name()))
@@ -151,6 +153,7 @@ async fn serve(
     };
     service.serve_agent::<agent::HostAlive, _>(host, alive).await?;
     serve_images(&service, host, vms).await?;
+    serve_kernels(&service, host, bus, vms).await?;
     serve_vms(&service, host, vms).await?;
     let (wire, all, doors) = (bus.clone(), vms.clone(), Arc::new(doors));
     service
@@ -173,6 +176,17 @@ async fn serve_images(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyho
     command!(service, host, agent::ImagePublish, images, |images, request| images.publish(&request).await);
     command!(service, host, agent::ImageDiscard, images, |images, request| images.discard(&request).await.map(empty));
     command!(service, host, agent::ImageRemove, images, |images, request| images.remove(&request).await.map(empty));
+    Ok(())
+}
+
+async fn serve_kernels(service: &Service, host: &HostId, bus: &Bus, vms: &Arc<Vms>) -> anyhow::Result<()> {
+    let kernels = (vms.deps().kernels.objects().clone(), bus.clone());
+    let empty = |()| Empty {};
+    command!(service, host, agent::KernelStage, kernels, |all, request| all.0.stage(&all.1, &request).await);
+    command!(service, host, agent::KernelPublish, kernels, |all, request| all.0.publish(request).await);
+    command!(service, host, agent::KernelDiscard, kernels, |all, request| all.0.discard(&request).await.map(empty));
+    command!(service, host, agent::KernelRemove, kernels, |all, request| all.0.remove(&request).await.map(empty));
+    command!(service, host, agent::KernelSend, kernels, |all, request| all.0.send(&all.1, &request).await.map(empty));
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! The **sweeper** has hosts that were away remove the files of images deleted meanwhile. It takes no input: what is owed
-//! stands in `image.removal`.
+//! The **sweeper** has hosts that were away remove the files of images and kernels deleted meanwhile. It takes no input: what is owed
+//! stands in `image.removal` and `image.kernel_removal`.
 
 use std::time::Duration;
 
@@ -7,7 +7,10 @@ use bus::Bus;
 use store::{Store, StoreError};
 
 use crate::{
-    db::removal::{Removal, removal_take},
+    db::{
+        kernel::removal::removal_take as kernel_removal_take,
+        removal::{Removal, removal_take},
+    },
     kinds,
 };
 
@@ -35,8 +38,23 @@ pub async fn run(store: Store, bus: Bus) {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "owed files cannot be looked for now"),
         }
+        match kernel(&store, &bus).await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "owed files of kernels cannot be looked for now"),
+        }
         tokio::time::sleep(EVERY).await;
     }
+}
+
+/// Has one host remove one kernel's files, if that is owed; whether it was.
+async fn kernel(store: &Store, bus: &Bus) -> Result<bool, StoreError> {
+    let client = store.client().await?;
+    let Some(removal) = kernel_removal_take(&client, PAUSE).await? else { return Ok(false) };
+    drop(client);
+    let outcome = kinds::kernel_remove_once(store, bus, &removal).await;
+    tracing::info!(kernel.id = %removal.kernel, host.id = %removal.host, ?outcome, "owed files of a kernel were looked after");
+    Ok(true)
 }
 
 async fn take(store: &Store) -> Result<Option<Removal>, StoreError> {

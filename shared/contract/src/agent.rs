@@ -7,6 +7,7 @@
 
 mod bundle;
 mod image;
+mod kernel;
 mod transfer;
 mod vm;
 
@@ -17,6 +18,10 @@ pub use bundle::{PushBundleRequest, PushStatus, PushedBundle};
 pub use image::{
     DiscardRequest, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest, StageSource,
     StageStatus, StagedImage,
+};
+pub use kernel::{
+    PublishKernelRequest, RemoveKernelRequest, SendKernelRequest, StageKernelRequest, StageKernelSource,
+    StageKernelStatus, StagedKernel, VmKernel,
 };
 pub use transfer::{ExportChangesRequest, ForgetRequest, ImportFrom, ImportRequest, TransferRequest};
 pub use vm::{
@@ -110,6 +115,16 @@ agent_verbs! {
     ImageDiscard = "image.discard", deadline::AGENT, DiscardRequest => Empty;
     /// Removes a published image's files.
     ImageRemove = "image.remove", deadline::AGENT, RemoveImageRequest => Empty;
+    /// Starts staging a kernel, or asks how it goes.
+    KernelStage = "kernel.stage", deadline::AGENT, StageKernelRequest => StageKernelStatus;
+    /// Renames a staged kernel to its final place.
+    KernelPublish = "kernel.publish", deadline::PUBLISH, PublishKernelRequest => StagedKernel;
+    /// Ends a kernel's staging and removes its directory.
+    KernelDiscard = "kernel.discard", deadline::AGENT, DiscardRequest => Empty;
+    /// Removes a published kernel's files.
+    KernelRemove = "kernel.remove", deadline::AGENT, RemoveKernelRequest => Empty;
+    /// Opens a byte stream and sends a kernel on it.
+    KernelSend = "kernel.send", deadline::QUICK, SendKernelRequest => Empty;
     /// Makes a VM's directory, handles, disk, tap and config drive.
     VmProvision = "vm.provision", deadline::AGENT, ProvisionRequest => Provisioned;
     /// Starts a VM's VMM.

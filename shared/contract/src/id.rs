@@ -48,6 +48,10 @@ uuid_id!(
     ImageId
 );
 uuid_id!(
+    /// Identifies one kernel as this lab holds it.
+    KernelId
+);
+uuid_id!(
     /// Identifies one operation; also the idempotency key of every command it sends.
     OperationId
 );

@@ -22,6 +22,7 @@ pub mod id;
 pub mod idle;
 pub mod image;
 pub mod job;
+pub mod kernel;
 pub mod lab;
 pub mod label;
 pub mod many;
@@ -40,7 +41,7 @@ pub mod worktree;
 
 pub use error::{ApiError, ErrorCode};
 pub use file_name::FileName;
-pub use id::{HostId, ImageId, OperationId, SessionId, VmId, WorkspaceId};
+pub use id::{HostId, ImageId, KernelId, OperationId, SessionId, VmId, WorkspaceId};
 pub use lab::LabName;
 pub use label::{LabelKey, LabelSelector, LabelValue, Labels};
 pub use name::{ImageName, KernelName, VmName};

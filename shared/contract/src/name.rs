@@ -118,7 +118,7 @@ name!(
     r"^[a-z0-9][a-z0-9._-]{0,62}$"
 );
 name!(
-    /// The name of a kernel on a host.
+    /// The name of a kernel: one of the lab's, or one that a host has in a directory of its own.
     KernelName,
     kernel_name,
     r"^[a-z0-9][a-z0-9._-]{0,62}$"

@@ -8,6 +8,7 @@ pub mod exec;
 pub mod host;
 pub mod image;
 pub mod job;
+pub mod kernel;
 pub mod lab;
 pub mod operation;
 pub mod port_forward;

@@ -3,7 +3,7 @@
 //! The bytes go between a session's opener and the guest, or from a directory of this host, which is read here and nowhere else. How a
 //! transfer goes is the guest's to tell: an agent that is started anew in between knows as much as the one before.
 
-use std::{fs, future::Future, os::fd::OwnedFd, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::Future, os::fd::OwnedFd, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use bus::{Bus, ByteStream};
 use contract::{
@@ -16,11 +16,12 @@ use contract::{
     host::Empty,
     worktree::TransferStatus,
 };
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::OFlag;
 use tokio::sync::watch;
 
 use super::guest::carry;
 use crate::{
+    files,
     guest::{Guest, GuestStream},
     vm::Vms,
 };
@@ -188,19 +189,11 @@ fn open_allowed(path: &str, allowed: &[PathBuf]) -> Result<(OwnedFd, PathBuf), A
         ApiError::permission_denied(format!("{path} is not below a directory that this host puts into VMs"))
             .hint("its operator names them in WARREN_WORKSPACE_DIRS")
     })?;
-    let open = || {
-        let below = wanted.strip_prefix(root).map_err(std::io::Error::other)?;
-        let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
-        let resolve =
-            ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-        let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(resolve);
-        Ok::<_, std::io::Error>(openat2(fs::File::open(root)?, below, how)?)
-    };
-    let opened = open().map_err(|error| {
+    let opened = files::open_beneath(root, wanted, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(|error| {
         ApiError::invalid_argument(format!("{path} cannot be opened: {error}"))
             .hint("it has to be a directory of the VM's host, with no symbolic link in its path")
     })?;
-    Ok((opened, wanted.to_owned()))
+    Ok((opened.into(), wanted.to_owned()))
 }
 
 /// Reads a directory and sends it. What it says when that fails, the guest tells whoever asks it.
@@ -226,7 +219,7 @@ async fn send_directory(directory: OwnedFd, path: PathBuf, inside: GuestStream) 
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
 

@@ -8,21 +8,21 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use contract::{ApiError, KernelName, doctor::Check};
+use contract::{ApiError, KernelName, agent::VmKernel, doctor::Check};
 
-use super::{BootFiles, KernelError, file_error, package, prepare};
+use super::{BootFiles, KernelError, KernelObjects, file_error, package, prepare};
 use crate::files::{self, chain};
 
 /// How many kernels of the directory are offered to the lab; more are left out.
 const KERNELS_MAX: usize = 64;
 
 /// The kernels of this host.
-#[derive(Debug)]
 pub struct Kernels {
     default: BootFiles,
+    objects: Arc<KernelObjects>,
     state_dir: PathBuf,
     dir: Option<PathBuf>,
     guest_agent: PathBuf,
@@ -31,10 +31,21 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// The host's own kernel and those in `dir`.
-    pub fn new(default: BootFiles, state_dir: &Path, dir: Option<&Path>, guest_agent: &Path) -> Self {
-        let (state_dir, dir) = (state_dir.to_owned(), dir.map(Path::to_owned));
-        Self { default, state_dir, dir, guest_agent: guest_agent.to_owned(), prepared: Mutex::default() }
+    /// The host's own kernel, those in `dir`, and the lab's that are here.
+    pub fn new(
+        default: BootFiles,
+        state_dir: &Path,
+        dir: Option<&Path>,
+        guest_agent: &Path,
+        objects: Arc<KernelObjects>,
+    ) -> Self {
+        let (state_dir, dir, prepared) = (state_dir.to_owned(), dir.map(Path::to_owned), Mutex::default());
+        Self { default, objects, state_dir, dir, guest_agent: guest_agent.to_owned(), prepared }
+    }
+
+    /// The lab's kernels that are here.
+    pub fn objects(&self) -> &Arc<KernelObjects> {
+        &self.objects
     }
 
     /// The kernels that can be asked for by name, sorted. A directory whose name is none is left out. Blocking.
@@ -48,12 +59,13 @@ impl Kernels {
         names
     }
 
-    /// Whether a VM may ask for it.
+    /// Whether a VM may boot: the kernel of the lab's it was given, or else the one of that name here.
     ///
     /// # Errors
     /// `failed_precondition`: it is not here.
-    pub fn check(&self, name: Option<&KernelName>) -> Result<(), ApiError> {
+    pub fn check(&self, given: Option<&VmKernel>, name: Option<&KernelName>) -> Result<(), ApiError> {
         match name {
+            _ if let Some(given) = given => self.objects.check(given),
             Some(name) if !self.names().contains(name) => Err(self.missing(name)),
             _ => Ok(()),
         }
@@ -69,11 +81,14 @@ impl Kernels {
         ApiError::failed_precondition(format!("this host has no kernel {name}")).hint(hint)
     }
 
-    /// What a VM boots from: the kernel of that name, or the host's own. Blocking.
+    /// What a VM boots from: the kernel of the lab's it was given, or the one of that name here, or the host's own. Blocking.
     ///
     /// # Errors
     /// It is not here, or no kernel that can be used.
-    pub fn get(&self, name: Option<&KernelName>) -> Result<BootFiles, ApiError> {
+    pub fn get(&self, given: Option<&VmKernel>, name: Option<&KernelName>) -> Result<BootFiles, ApiError> {
+        if let Some(given) = given {
+            return self.objects.boot_files(given, &self.guest_agent);
+        }
         let Some(name) = name else { return Ok(self.default.clone()) };
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(files) = prepared.get(name) {
@@ -109,14 +124,23 @@ impl Kernels {
         let names = self.names();
         let bad = names
             .iter()
-            .filter_map(|name| self.get(Some(name)).err())
+            .filter_map(|name| self.get(None, Some(name)).err())
             .map(|error| Check::fail("kernels", error.message).mend(error.hint.unwrap_or_default()));
-        let bad: Vec<Check> = bad.collect();
+        let (imported, broken) = self.objects.looked_through();
+        let broken = broken.iter().map(|dir| {
+            Check::fail("kernels", format!("{} holds no whole kernel", dir.display()))
+                .mend("remove it, and import the kernel again if VMs of this host need it")
+        });
+        let bad: Vec<Check> = bad.chain(broken).collect();
         if !bad.is_empty() {
             return bad;
         }
         let others: String = names.iter().map(|name| format!(", {name}")).collect();
-        vec![Check::pass("kernels", format!("guests may boot {}{others}", self.default.release))]
+        let lab = match imported {
+            0 => String::new(),
+            count => format!(", and {count} of the lab's kernels"),
+        };
+        vec![Check::pass("kernels", format!("guests may boot {}{others}{lab}", self.default.release))]
     }
 }
 
@@ -143,22 +167,25 @@ mod tests {
     fn kernels_are_found_by_name_and_what_is_wrong_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let default = BootFiles { vmlinux: "/v".into(), initramfs: "/i".into(), release: "6.1".into() };
-        let none = Kernels::new(default.clone(), dir.path(), None, Path::new("/agent"));
+        let objects = KernelObjects::open(&dir.path().join("state"), vec![]).unwrap();
+        let new = |of| Kernels::new(default.clone(), dir.path(), of, Path::new("/agent"), objects.clone());
+        let none = new(None);
         let odd: KernelName = "odd-6.12".parse().unwrap();
-        assert_eq!(none.get(None).unwrap().release, "6.1");
-        assert!(none.get(Some(&odd)).unwrap_err().hint.unwrap().contains("WARREN_KERNELS"));
-        let kernels = Kernels::new(default, dir.path(), Some(dir.path()), Path::new("/agent"));
-        fs::create_dir_all(dir.path().join("odd-6.12/boot")).unwrap();
-        fs::create_dir_all(dir.path().join("No Kernel")).unwrap();
+        assert_eq!(none.get(None, None).unwrap().release, "6.1");
+        assert!(none.get(None, Some(&odd)).unwrap_err().hint.unwrap().contains("WARREN_KERNELS"));
+        let given = dir.path().join("kernels");
+        let kernels = new(Some(&given));
+        fs::create_dir_all(given.join("odd-6.12/boot")).unwrap();
+        fs::create_dir_all(given.join("No Kernel")).unwrap();
         assert_eq!(kernels.names(), vec![odd.clone()]);
-        assert!(kernels.check(Some(&"other".parse().unwrap())).unwrap_err().hint.unwrap().contains("odd-6.12"));
-        kernels.check(Some(&odd)).unwrap();
-        assert!(kernels.get(Some(&odd)).unwrap_err().message.contains("boot"), "it has no kernel");
+        assert!(kernels.check(None, Some(&"other".parse().unwrap())).unwrap_err().hint.unwrap().contains("odd-6.12"));
+        kernels.check(None, Some(&odd)).unwrap();
+        assert!(kernels.get(None, Some(&odd)).unwrap_err().message.contains("boot"), "it has no kernel");
         for name in ["vmlinuz-1", "vmlinuz-2"] {
-            fs::write(dir.path().join("odd-6.12/boot").join(name), "no kernel").unwrap();
+            fs::write(given.join("odd-6.12/boot").join(name), "no kernel").unwrap();
         }
-        assert!(kernels.get(Some(&odd)).unwrap_err().message.contains("more than one"));
-        fs::remove_file(dir.path().join("odd-6.12/boot/vmlinuz-2")).unwrap();
+        assert!(kernels.get(None, Some(&odd)).unwrap_err().message.contains("more than one"));
+        fs::remove_file(given.join("odd-6.12/boot/vmlinuz-2")).unwrap();
         let check = &kernels.checks()[0];
         assert!(check.message.contains("odd-6.12") && check.mend.is_some(), "{check:?}");
     }

@@ -8,9 +8,13 @@ use std::{
     time::SystemTime,
 };
 
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::{BootFiles, KernelError, file_error};
+use super::{
+    BootFiles, FORMAT, KernelError, file_error,
+    initramfs::{self, Module},
+};
 use crate::files;
 
 /// How many are kept: some kernels under an old and a new guest-agent. A running VM needs its own no more; one that starts has it made
@@ -36,6 +40,30 @@ impl Making {
         let root = state_dir.join("kernels");
         fs::create_dir_all(&root).map_err(file_error(&root))?;
         Ok(Self { dir: root.join(id), root })
+    }
+
+    /// Those of a kernel of that digest under that guest-agent.
+    pub fn of_digest(state_dir: &Path, digest: &str, guest_agent: &Path) -> Result<Self, KernelError> {
+        let agent = fs::read(guest_agent).map_err(file_error(guest_agent))?;
+        let mut hasher = Sha256::new();
+        hasher.update([FORMAT]);
+        hasher.update(Sha256::digest(&agent));
+        hasher.update(digest);
+        Self::new(state_dir, &hex::encode(hasher.finalize())[..16])
+    }
+
+    /// Makes them and puts them in their place.
+    pub fn make(
+        &self,
+        vmlinux: &[u8],
+        modules: &[Module],
+        guest_agent: &Path,
+        release: &str,
+    ) -> Result<(), KernelError> {
+        let agent = fs::read(guest_agent).map_err(file_error(guest_agent))?;
+        let draft = self.draft()?;
+        self.finish(&draft, vmlinux, &initramfs::build(&agent, modules)?, release)?;
+        self.publish(draft)
     }
 
     /// The release, if they are made already; that counts as a use.

@@ -1,14 +1,22 @@
 //! The guests' kernel and initramfs, made once for each (kernel, modules, guest-agent) and kept; those that were not used for longest go.
 
 mod bzimage;
+mod carrying;
 mod catalog;
 mod check;
+mod identity;
 mod initramfs;
 mod making;
+mod objects;
 mod offer;
 mod package;
 mod packages;
 mod packed;
+#[cfg(test)]
+mod samples;
+mod staging;
+#[cfg(test)]
+mod stories;
 
 use std::{
     fs, io,
@@ -18,6 +26,7 @@ use std::{
 pub use catalog::Kernels;
 use making::Making;
 pub use making::prune;
+pub use objects::KernelObjects;
 pub use offer::OfferError;
 use sha2::{Digest, Sha256};
 
@@ -141,8 +150,9 @@ mod tests {
         let mut package = ar::Builder::new(package);
         package.append(&ar::Header::new(b"data.tar.zst".to_vec(), data.len() as u64), &data[..]).unwrap();
         drop(package);
-        let catalog = Kernels::new(files.clone(), state.path(), Some(&kernels), &agent);
-        let packaged = catalog.get(Some(&"packaged".parse().unwrap())).unwrap();
+        let objects = KernelObjects::open(state.path(), vec![]).unwrap();
+        let catalog = Kernels::new(files.clone(), state.path(), Some(&kernels), &agent, objects);
+        let packaged = catalog.get(None, Some(&"packaged".parse().unwrap())).unwrap();
         assert_eq!(packaged.release, files.release);
         assert!(fs::read(&packaged.vmlinux).unwrap() == fs::read(&files.vmlinux).unwrap(), "another kernel");
         assert!(fs::read(&packaged.initramfs).unwrap() == fs::read(&files.initramfs).unwrap(), "another initramfs");

@@ -145,7 +145,7 @@ impl<'a> Parts<'a> {
     }
 
     /// Takes or leaves a file of a package or of an unpacked one, by its path.
-    fn entry(&mut self, path: &str, mut bytes: &mut dyn Read) -> Result<(), OfferError> {
+    pub fn entry(&mut self, path: &str, mut bytes: &mut dyn Read) -> Result<(), OfferError> {
         self.count()?;
         match inside_path(path) {
             Some(Inside::Image { release }) => {

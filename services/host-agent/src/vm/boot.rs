@@ -103,7 +103,7 @@ fn spawn(deps: &Deps, dir: &Path, handles: &Handles) -> Result<(Process, Base), 
     if let Some(process) = Process::find(handles.spec.id) {
         return Ok((process, handles.vmm.as_ref().map(|vmm| vmm.base).unwrap_or_default()));
     }
-    let kernel = deps.kernels.get(handles.spec.features.kernel.as_ref())?;
+    let kernel = deps.kernels.get(handles.spec.kernel.as_ref(), handles.spec.features.kernel.as_ref())?;
     let mut launch = Launch {
         spec: handles.spec.clone(),
         dir: dir.to_owned(),

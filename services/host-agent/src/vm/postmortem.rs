@@ -169,7 +169,7 @@ fn of_host(vms: &Vms) -> String {
     let lines = [
         ("host-agent", env!("CARGO_PKG_VERSION").to_owned()),
         ("vmm", deps.vmm.name().to_owned()),
-        ("default guest kernel", deps.kernels.get(None).map_or_else(|error| error.message, |boot| boot.release)),
+        ("default guest kernel", deps.kernels.get(None, None).map_or_else(|error| error.message, |boot| boot.release)),
         ("host kernel", proc("version")),
         ("uptime in seconds", proc("uptime")),
         ("load", proc("loadavg")),

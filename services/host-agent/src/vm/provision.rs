@@ -29,7 +29,7 @@ impl Owner {
             return Err(ApiError::aborted(format!("the VM {} was removed by this very claim", self.vm)));
         }
         let image = self.deps.images.rootfs(spec.image)?;
-        self.deps.kernels.check(spec.features.kernel.as_ref())?;
+        self.deps.kernels.check(spec.kernel.as_ref(), spec.features.kernel.as_ref())?;
         self.deps.capabilities.validate(&spec)?;
         if self.handles.is_none() {
             self.handles = Some(Handles {

@@ -21,7 +21,7 @@ use host_agent::{
     disk::{self, Driver},
     handles::VmDirs,
     image::{ImageOptions, ImageStore},
-    kernel::{self, BootFiles, Kernels},
+    kernel::{self, BootFiles, KernelObjects, Kernels},
     net::Lab,
     vm::{Deps, Vms},
     vmm::qemu::Qemu,
@@ -94,6 +94,7 @@ impl Host {
                 self.dir.path(),
                 Some(&self.dir.path().join("other-kernels")),
                 &agent,
+                KernelObjects::open(self.dir.path(), vec![self.dir.path().join("other-kernels")]).unwrap(),
             ),
             reports,
         });
@@ -118,6 +119,7 @@ impl Host {
             domain: "warren".into(),
             ssh_keys: vec![],
             features: Features::default(),
+            kernel: None,
         }
     }
 

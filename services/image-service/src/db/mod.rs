@@ -4,6 +4,7 @@ pub mod build_cache;
 pub mod build_log;
 pub mod child;
 pub mod image;
+pub mod kernel;
 pub mod lookup;
 pub mod name;
 pub mod publication;

@@ -4,6 +4,7 @@ mod build;
 mod build_log;
 mod delete;
 mod get;
+mod kernel;
 mod list;
 mod promote;
 mod pull;
@@ -54,7 +55,8 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<image::Get, _>(service, app, get::handle).await?;
     serve::<image::Delete, _>(service, app, delete::handle).await?;
     serve::<image::Tag, _>(service, app, tag::handle).await?;
-    serve::<image::Rename, _>(service, app, rename::handle).await
+    serve::<image::Rename, _>(service, app, rename::handle).await?;
+    kernel::serve_all(service, app).await
 }
 
 /// Refuses a `timeout_ms` out of range before an operation is made that nobody would wait for.

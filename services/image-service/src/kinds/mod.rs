@@ -6,6 +6,7 @@
 mod agent;
 mod build;
 mod delete;
+mod kernel;
 mod name;
 mod place;
 mod promote;
@@ -20,6 +21,10 @@ use operations::EngineBuilder;
 
 pub use build::{Build, BuildOrder, BuildStep};
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
+pub use kernel::{
+    Import, ImportOrder, KernelDelete, KernelDeleteOrder, KernelPlace, KernelPlaceOrder, kernel_remove_once,
+    place_resource, resource as kernel_resource,
+};
 pub use name::{Rename, RenameOrder, Tag, TagOrder};
 pub use place::{Place, Placed};
 pub use promote::{Promote, PromoteOrder};
@@ -33,6 +38,7 @@ pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let promote = Promote::new(turns.clone());
     let (build, step) = (Build::new(turns.clone()), BuildStep::new(turns.clone()));
     let engine = engine.kind(build).kind(step);
+    let engine = engine.kind(Import::new(turns.clone())).kind(KernelPlace::new(turns.clone())).kind(KernelDelete);
     engine.kind(Pull::new(turns)).kind(promote).kind(Delete).kind(Push).kind(Tag).kind(Rename)
 }
 

@@ -31,7 +31,12 @@ impl Crash {
 
     /// In a database of its own on a shared PostgreSQL.
     pub async fn on(postgres: &Postgres, point: &'static str) -> Self {
-        let url = postgres.create_database(&point.replace(['.', '/'], "_")).await;
+        Self::of_story(postgres, point, "").await
+    }
+
+    /// As [`Crash::on`], where several stories die at the same point.
+    pub async fn of_story(postgres: &Postgres, point: &'static str, story: &str) -> Self {
+        let url = postgres.create_database(&(point.replace(['.', '/'], "_") + story)).await;
         Self { lab: Lab::on(url).await, point, dir: tempfile::tempdir().unwrap() }
     }
 
@@ -86,8 +91,11 @@ impl Crash {
         if let Ok(Ok(operation)) = answer {
             return operation.id;
         }
-        let look = "select id from operations.operation where kind = $1";
-        OperationId(self.lab.sql().await.query_one(look, &[&kind]).await.unwrap().get(0))
+        let (sql, look) = (self.lab.sql().await, "select id from operations.operation where kind = $1");
+        wait_until("the accepted operation", BOUND, async || {
+            sql.query_opt(look, &[&kind]).await.unwrap().map(|row| OperationId(row.get(0)))
+        })
+        .await
     }
 }
 

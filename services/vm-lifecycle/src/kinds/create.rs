@@ -324,6 +324,7 @@ impl Step<Create> for Provision {
             domain: kind.0.domain.clone(),
             ssh_keys: create.ssh_keys.clone(),
             features: create.features.clone(),
+            kernel: None,
         };
         journal.ssh_host_key = Some(agent::provision(cx, &place.host, spec).await?.ssh_host_key);
         Ok(())

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Fence;
+use super::{Fence, VmKernel};
 use crate::{
     feature::{Features, PublishedPort},
     guest::GuestFacts,
@@ -48,6 +48,9 @@ pub struct VmSpec {
     /// What it has beside its size.
     #[serde(default)]
     pub features: Features,
+    /// The kernel of the lab's that it boots, which is on the host; left out, what `features` says of a kernel is the host's to look up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<VmKernel>,
 }
 
 /// Makes a VM's directory, handles, disk, tap and config drive.

@@ -29,6 +29,7 @@ fn spec() -> VmSpec {
         domain: "warren".into(),
         ssh_keys: vec![],
         features: Features::default(),
+        kernel: None,
     }
 }
 

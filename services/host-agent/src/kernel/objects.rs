@@ -1,0 +1,315 @@
+//! The **objects**: kernels of the lab that this host has, each a directory under its id: `image` (the file as it was handed in), `modules/…`
+//! as below `lib/modules/<release>`, and `manifest.json`, which makes it whole. Staged, published by one rename, sent to other hosts, removed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bus::{Bus, ByteStream};
+use contract::{
+    ApiError, KernelId, OperationId,
+    agent::{
+        DiscardRequest, Fence, PublishKernelRequest, RemoveKernelRequest, SendKernelRequest, StageKernelRequest,
+        StageKernelSource, StageKernelStatus, StagedKernel, VmKernel,
+    },
+    operation::Progress,
+};
+use serde::{Deserialize, Serialize};
+use tracing::Instrument;
+
+use super::{
+    BootFiles,
+    carrying::{self, Incoming},
+    identity,
+    making::Making,
+    package,
+    staging::{Staging, storage_error},
+};
+use crate::{
+    files::{self, chain},
+    tasks::{Reins, Tasks},
+};
+
+/// The only architecture there is (OCI's word for it).
+pub(super) const ARCHITECTURE: &str = "amd64";
+/// The record that makes a directory whole.
+pub(super) const MANIFEST: &str = "manifest.json";
+/// The kernel's file, and the directory of its modules, as [`super::offer::Parts`] keeps them.
+const IMAGE: &str = "image";
+const MODULES: &str = "modules";
+/// How the directories of stagings, and of what is being removed, begin.
+const STAGING: &str = ".staging-";
+const TRASH: &str = ".trash-";
+/// Stagings nobody asked for this long are leaks.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+/// How long a host waits until another takes what it sends: longer than a command to that host takes.
+const SEND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What stands in `manifest.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub operation: OperationId,
+    pub kernel: StagedKernel,
+}
+
+/// This host's kernels of the lab.
+pub struct KernelObjects {
+    root: PathBuf,
+    state_dir: PathBuf,
+    /// Directories whose files may be imported.
+    allowed: Vec<PathBuf>,
+    tasks: Tasks<StagedKernel>,
+}
+
+/// The error of a directory that cannot be worked on.
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::internal(format!("work on a kernel failed: {error}")))?
+}
+
+impl KernelObjects {
+    /// Opens the kernels below a state directory and removes what nobody will ask for again; files below `allowed` may be imported.
+    ///
+    /// # Errors
+    /// The directory cannot be made or read.
+    pub fn open(state_dir: &Path, allowed: Vec<PathBuf>) -> io::Result<Arc<Self>> {
+        let root = state_dir.join("kernel-objects");
+        fs::create_dir_all(&root)?;
+        for entry in fs::read_dir(&root)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
+            let name = name.as_encoded_bytes();
+            if name.starts_with(TRASH.as_bytes()) || (name.starts_with(STAGING.as_bytes()) && age > STALE) {
+                files::remove_dir(&entry.path())?;
+            }
+        }
+        Ok(Arc::new(Self { root, state_dir: state_dir.to_owned(), allowed, tasks: Tasks::default() }))
+    }
+
+    fn staging(&self, operation: OperationId) -> PathBuf {
+        self.root.join(format!("{STAGING}{operation}"))
+    }
+
+    fn published(&self, kernel: KernelId) -> PathBuf {
+        self.root.join(kernel.to_string())
+    }
+
+    /// Starts a staging, or joins it, and waits a while for its end.
+    ///
+    /// # Errors
+    /// `aborted` for a stale epoch.
+    pub async fn stage(
+        self: &Arc<Self>,
+        bus: &Bus,
+        request: &StageKernelRequest,
+    ) -> Result<StageKernelStatus, ApiError> {
+        let task = self.tasks.begin(request.fence, |reins| self.clone().begin(bus.clone(), request.clone(), reins))?;
+        Ok(match task.wait(Duration::from_millis(request.wait_ms)).await {
+            Err(done) => StageKernelStatus::Running { progress: Progress { done, total: 0 } },
+            Ok(Ok(kernel)) => StageKernelStatus::Done { kernel },
+            Ok(Err(error)) => {
+                // What another host sent can be sent again, for the same claim.
+                if error.retryable || request.digest.is_some() {
+                    self.tasks.forget(request.fence.operation);
+                }
+                StageKernelStatus::Failed { error }
+            }
+        })
+    }
+
+    /// Finds what an earlier agent finished, or does it; a failure leaves no directory.
+    async fn begin(
+        self: Arc<Self>,
+        bus: Bus,
+        request: StageKernelRequest,
+        reins: Reins,
+    ) -> Result<StagedKernel, ApiError> {
+        let operation = request.fence.operation;
+        let store = self.clone();
+        if let Some(kernel) = off_the_runtime(move || Ok(store.finished(operation))).await? {
+            return Ok(kernel);
+        }
+        let mut incoming = match request.source {
+            StageKernelSource::Path(_) => None,
+            StageKernelSource::Stream(session) => {
+                Some(Incoming::new(ByteStream::accept(&bus, session).await?, reins.clone()))
+            }
+        };
+        let staging = Staging {
+            operation,
+            dir: self.staging(operation),
+            source: request.source,
+            digest: request.digest,
+            allowed: self.allowed.clone(),
+            reins,
+        };
+        let span = tracing::info_span!("stage kernel", operation.id = %operation);
+        let (outcome, incoming) = off_the_runtime(move || {
+            let outcome = span.in_scope(|| staging.run(&mut incoming));
+            Ok((outcome, incoming))
+        })
+        .await?;
+        if let Err(error) = &outcome {
+            tracing::info!(operation.id = %operation, %error, "the staging of a kernel failed");
+        }
+        if let Some(incoming) = incoming {
+            let told = outcome.as_ref().map(drop).map_err(|error| error.message.clone());
+            // The sender is told beside: the stream of one that is gone must not hold the outcome back.
+            tokio::spawn(incoming.settle(told).in_current_span());
+        }
+        outcome
+    }
+
+    /// The kernel an operation staged or published earlier, if it did. Blocking.
+    fn finished(&self, operation: OperationId) -> Option<StagedKernel> {
+        let staged = read_record(&self.staging(operation));
+        let published = || {
+            let all = files::subdirectories(&self.root).ok()?;
+            all.iter().find_map(|dir| read_record(dir).filter(|record| record.operation == operation))
+        };
+        staged.or_else(published).map(|record| record.kernel)
+    }
+
+    /// Makes a staged kernel visible under its id; a repeat finds it there.
+    ///
+    /// # Errors
+    /// `failed_precondition` when nothing whole is staged.
+    pub async fn publish(self: &Arc<Self>, request: PublishKernelRequest) -> Result<StagedKernel, ApiError> {
+        let (store, operation) = (self.clone(), request.fence.operation);
+        let kernel = off_the_runtime(move || store.rename(operation, request.kernel)).await?;
+        self.tasks.forget(operation);
+        Ok(kernel)
+    }
+
+    fn rename(&self, operation: OperationId, kernel: KernelId) -> Result<StagedKernel, ApiError> {
+        let (staged, published) = (self.staging(operation), self.published(kernel));
+        let there = read_record(&published);
+        if let Some(record) = there.as_ref().filter(|record| record.operation == operation) {
+            return Ok(record.kernel.clone());
+        }
+        let record = read_record(&staged).ok_or_else(|| {
+            ApiError::failed_precondition(format!("no kernel is staged for the operation {operation}"))
+        })?;
+        let storage = |error: io::Error| storage_error(&published, &error);
+        match there {
+            // Left whole by a publication that did not come to its end.
+            Some(there) if there.kernel.digest == record.kernel.digest => {
+                files::remove_dir(&staged).map_err(storage)?
+            }
+            _ => {
+                // What is there is not whole, or not this kernel: no VM was given it.
+                files::remove_dir(&published).map_err(storage)?;
+                fs::rename(&staged, &published).map_err(storage)?;
+                runtime::fault::point("agent/kernel.publish/renamed");
+                files::sync_parent(&published).map_err(storage)?;
+            }
+        }
+        Ok(record.kernel)
+    }
+
+    /// Ends a staging and removes its directory.
+    ///
+    /// # Errors
+    /// `aborted` for a stale epoch, or the directory cannot be removed.
+    pub async fn discard(&self, request: &DiscardRequest) -> Result<(), ApiError> {
+        let Fence { operation, .. } = request.fence;
+        self.tasks.end(request.fence).await?;
+        let dir = self.staging(operation);
+        off_the_runtime(move || files::remove_dir(&dir).map_err(|error| storage_error(&dir, &error))).await
+    }
+
+    /// Removes a published kernel: first out of sight, then for good.
+    ///
+    /// # Errors
+    /// The files cannot be removed.
+    pub async fn remove(&self, request: &RemoveKernelRequest) -> Result<(), ApiError> {
+        let (dir, trash) = (self.published(request.kernel), self.root.join(format!("{TRASH}{}", request.kernel)));
+        off_the_runtime(move || {
+            match fs::rename(&dir, &trash) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(storage_error(&dir, &error)),
+                _ => {}
+            }
+            files::remove_dir(&trash).map_err(|error| storage_error(&trash, &error))
+        })
+        .await
+    }
+
+    /// Opens a byte stream and sends a kernel on it to whoever accepts it.
+    ///
+    /// # Errors
+    /// `not_found`, or the bus is closed.
+    pub async fn send(self: &Arc<Self>, bus: &Bus, request: &SendKernelRequest) -> Result<(), ApiError> {
+        let dir = self.published(request.kernel);
+        let record = read_record(&dir).ok_or_else(|| missing(request.kernel))?;
+        let stream = ByteStream::open_within(bus, request.session, SEND_PATIENCE).await?;
+        let id = request.kernel;
+        tokio::task::spawn_blocking(move || {
+            let modules_dir = dir.join(MODULES);
+            let listed = if modules_dir.is_dir() { identity::files_below(&modules_dir) } else { Ok(Vec::new()) };
+            let sent = listed.and_then(|modules| {
+                carrying::send(stream, &dir.join(IMAGE), &modules_dir, &modules, &record.kernel.release)
+            });
+            match sent {
+                Ok(()) => tracing::info!(kernel.id = %id, "a kernel was sent to another host"),
+                Err(error) => tracing::warn!(kernel.id = %id, %error, "a kernel was not sent to another host"),
+            }
+        });
+        Ok(())
+    }
+
+    /// What a VM boots from that was given this kernel. Blocking.
+    ///
+    /// # Errors
+    /// It is not here, or cannot be used any more.
+    pub fn boot_files(&self, kernel: &VmKernel, guest_agent: &Path) -> Result<BootFiles, ApiError> {
+        let dir = self.published(kernel.id);
+        let record = read_record(&dir).filter(|record| record.kernel.digest == kernel.digest);
+        let record = record.ok_or_else(|| missing(kernel.id))?;
+        let made = Making::of_digest(&self.state_dir, &record.kernel.digest, guest_agent).and_then(|making| {
+            if making.made()?.is_none() {
+                let modules = dir.join(MODULES);
+                let modules = modules.is_dir().then_some(modules.as_path());
+                let (vmlinux, modules, release) = package::looked_at(&dir.join(IMAGE), modules, None, &dir)?;
+                making.make(&vmlinux, &modules, guest_agent, &release)?;
+            }
+            Ok(making.files(record.kernel.release.clone()))
+        });
+        made.map_err(|error| {
+            ApiError::failed_precondition(format!("the kernel {} cannot be used: {}", kernel.release, chain(&error)))
+                .hint(format!("look into {} on that host", dir.display()))
+        })
+    }
+
+    /// Whether it is here.
+    ///
+    /// # Errors
+    /// `failed_precondition`: it is not.
+    pub fn check(&self, kernel: &VmKernel) -> Result<(), ApiError> {
+        match read_record(&self.published(kernel.id)) {
+            Some(record) if record.kernel.digest == kernel.digest => Ok(()),
+            _ => Err(missing(kernel.id)),
+        }
+    }
+
+    /// How many there are, and those whose record cannot be read. Blocking.
+    pub fn looked_through(&self) -> (usize, Vec<PathBuf>) {
+        let dirs = files::subdirectories(&self.root).unwrap_or_default();
+        let broken: Vec<PathBuf> = dirs.iter().filter(|dir| read_record(dir).is_none()).cloned().collect();
+        (dirs.len() - broken.len(), broken)
+    }
+}
+
+fn missing(kernel: KernelId) -> ApiError {
+    ApiError::failed_precondition(format!("the kernel {kernel} is not on this host"))
+        .hint("`warren kernel show` tells which hosts have it; importing it again brings it back")
+}
+
+fn read_record(dir: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()
+}

@@ -1,0 +1,101 @@
+//! A **removal** is what a host owes after a kernel's rows are gone: its files.
+
+use std::time::Duration;
+
+use contract::{HostId, KernelId, OperationId, agent::Fence};
+use store::{GenericClient, StoreError};
+use tokio_postgres::Row;
+
+use crate::db::parsed;
+
+/// How long only the delete itself tries: a little longer than [`crate::kinds::FILES_PATIENCE`]. That both try does no harm.
+const RESERVED: Duration = Duration::from_secs(25);
+
+/// One kernel's files on one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// The host.
+    pub host: HostId,
+    /// The claim that commands it.
+    pub fence: Fence,
+}
+
+/// Notes that a host has to remove a kernel's files.
+///
+/// # Errors
+/// The database could not.
+pub async fn removal_owe_in_txn(transaction: &impl GenericClient, removal: &Removal) -> Result<(), StoreError> {
+    let insert = transaction
+        .prepare_cached(
+            "insert into image.kernel_removal (kernel_id, host_id, operation_id, epoch, try_at) \
+             values ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5)) \
+             on conflict (kernel_id, host_id) do update set operation_id = excluded.operation_id, epoch = excluded.epoch",
+        )
+        .await?;
+    let fence = removal.fence;
+    let reserved = RESERVED.as_secs_f64();
+    transaction
+        .execute(&insert, &[&removal.kernel.0, &removal.host.as_str(), &fence.operation.0, &fence.epoch, &reserved])
+        .await?;
+    Ok(())
+}
+
+/// What hosts owe of one kernel.
+///
+/// # Errors
+/// The database could not.
+pub async fn removal_list(client: &impl GenericClient, kernel: KernelId) -> Result<Vec<Removal>, StoreError> {
+    let statement = client
+        .prepare_cached("select kernel_id, host_id, operation_id, epoch from image.kernel_removal where kernel_id = $1")
+        .await?;
+    client.query(&statement, &[&kernel.0]).await?.iter().map(read).collect()
+}
+
+/// Takes one removal whose turn has come; nobody else tries it for `pause`.
+///
+/// # Errors
+/// The database could not.
+pub async fn removal_take(client: &impl GenericClient, pause: Duration) -> Result<Option<Removal>, StoreError> {
+    let statement = client
+        .prepare_cached(
+            "update image.kernel_removal set try_at = clock_timestamp() + make_interval(secs => $1) \
+             where (kernel_id, host_id) = (select kernel_id, host_id from image.kernel_removal \
+                 where try_at <= clock_timestamp() order by try_at limit 1 for update skip locked) \
+             returning kernel_id, host_id, operation_id, epoch",
+        )
+        .await?;
+    client.query_opt(&statement, &[&pause.as_secs_f64()]).await?.as_ref().map(read).transpose()
+}
+
+/// The host has removed the files.
+///
+/// # Errors
+/// The database could not.
+pub async fn removal_done(client: &impl GenericClient, removal: &Removal) -> Result<(), StoreError> {
+    let delete =
+        client.prepare_cached("delete from image.kernel_removal where kernel_id = $1 and host_id = $2").await?;
+    client.execute(&delete, &[&removal.kernel.0, &removal.host.as_str()]).await?;
+    Ok(())
+}
+
+/// Notes why the host has not removed the files yet.
+///
+/// # Errors
+/// The database could not.
+pub async fn removal_failed(client: &impl GenericClient, removal: &Removal, reason: &str) -> Result<(), StoreError> {
+    let update = client
+        .prepare_cached("update image.kernel_removal set reason = $3 where kernel_id = $1 and host_id = $2")
+        .await?;
+    client.execute(&update, &[&removal.kernel.0, &removal.host.as_str(), &reason]).await?;
+    Ok(())
+}
+
+fn read(row: &Row) -> Result<Removal, StoreError> {
+    Ok(Removal {
+        kernel: KernelId(row.try_get("kernel_id")?),
+        host: parsed(row, "host_id")?,
+        fence: Fence { operation: OperationId(row.try_get("operation_id")?), epoch: row.try_get("epoch")? },
+    })
+}

@@ -1,0 +1,128 @@
+//! Hosts that keep kernels in memory: what is staged is what its path is called, or what another of these hosts sends.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use bus::{Bus, Service};
+use contract::{
+    ApiError, HostId, KernelId, OperationId, SessionId,
+    agent::{
+        KernelDiscard, KernelPublish, KernelRemove, KernelSend, KernelStage, StageKernelSource, StageKernelStatus,
+        StagedKernel,
+    },
+    host::Empty,
+};
+
+use crate::fake_host::digest;
+
+#[derive(Default)]
+struct State {
+    away: BTreeSet<HostId>,
+    staging: BTreeMap<(HostId, OperationId), StagedKernel>,
+    kernels: BTreeMap<(HostId, KernelId), StagedKernel>,
+    /// What is sent on streams.
+    sent: BTreeMap<SessionId, StagedKernel>,
+    /// How many streams break before one comes whole.
+    breaking: usize,
+}
+
+/// The kernels of all hosts.
+#[derive(Clone, Default)]
+pub struct FakeKernels {
+    state: Arc<Mutex<State>>,
+    services: Arc<Mutex<Vec<Service>>>,
+}
+
+/// The kernel some content is.
+pub fn kernel(content: &str) -> StagedKernel {
+    StagedKernel { digest: digest(content), release: "6.1.0-1".into(), architecture: "amd64".into(), bytes: 7 }
+}
+
+impl FakeKernels {
+    /// Serves the commands about kernels to one host more.
+    pub async fn add(&self, bus: &Bus, id: &str) {
+        let id: HostId = id.parse().unwrap();
+        let service = bus.service("host-agent", "0.1.0", "a fake").await.unwrap();
+        macro_rules! command {
+            ($verb:ty, |$state:ident, $host:ident, $request:ident| $answer:expr) => {
+                let (all, here) = (self.state.clone(), id.clone());
+                let served = service.serve_agent::<$verb, _>(&id, move |_, $request| {
+                    let (all, $host) = (all.clone(), here.clone());
+                    async move {
+                        let mut $state = all.lock().unwrap();
+                        if $state.away.contains(&$host) {
+                            return Err(ApiError::unavailable("the fake host is away"));
+                        }
+                        $answer
+                    }
+                });
+                served.await.unwrap();
+            };
+        }
+        command!(KernelStage, |state, host, request| {
+            let staged = match request.source {
+                StageKernelSource::Path(path) if path.ends_with("broken") => {
+                    let error = ApiError::invalid_argument("no kernel can be imported from this");
+                    return Ok(StageKernelStatus::Failed { error });
+                }
+                StageKernelSource::Path(path) => kernel(&path),
+                StageKernelSource::Stream(_) if state.breaking > 0 => {
+                    state.breaking -= 1;
+                    return Ok(StageKernelStatus::Failed { error: ApiError::unavailable("the stream broke") });
+                }
+                StageKernelSource::Stream(session) => state.sent.remove(&session).unwrap_or_else(|| kernel("upload")),
+            };
+            assert!(request.digest.is_none_or(|expected| expected == staged.digest));
+            state.staging.insert((host, request.fence.operation), staged.clone());
+            Ok(StageKernelStatus::Done { kernel: staged })
+        });
+        command!(KernelPublish, |state, host, request| {
+            if let Some(staged) = state.staging.remove(&(host.clone(), request.fence.operation)) {
+                state.kernels.insert((host.clone(), request.kernel), staged);
+            }
+            let published = state.kernels.get(&(host, request.kernel)).cloned();
+            published.ok_or_else(|| ApiError::failed_precondition("nothing is staged"))
+        });
+        command!(KernelDiscard, |state, host, request| {
+            state.staging.remove(&(host, request.fence.operation));
+            Ok(Empty {})
+        });
+        command!(KernelRemove, |state, host, request| {
+            state.kernels.remove(&(host, request.kernel));
+            Ok(Empty {})
+        });
+        command!(KernelSend, |state, host, request| {
+            let sent = state.kernels.get(&(host, request.kernel)).cloned();
+            let sent = sent.ok_or_else(|| ApiError::failed_precondition("it is not here"))?;
+            state.sent.insert(request.session, sent);
+            Ok(Empty {})
+        });
+        service.ready().await.unwrap();
+        self.services.lock().unwrap().push(service);
+    }
+
+    pub fn set_away(&self, host: &str, away: bool) {
+        let mut state = self.state.lock().unwrap();
+        let host = host.parse().unwrap();
+        if away {
+            state.away.insert(host)
+        } else {
+            state.away.remove(&host)
+        };
+    }
+
+    pub fn break_streams(&self, count: usize) {
+        self.state.lock().unwrap().breaking = count;
+    }
+
+    /// Which host has which kernels.
+    pub fn published(&self) -> Vec<(String, KernelId)> {
+        self.state.lock().unwrap().kernels.keys().map(|(host, kernel)| (host.to_string(), *kernel)).collect()
+    }
+
+    pub fn stagings(&self) -> usize {
+        self.state.lock().unwrap().staging.len()
+    }
+}

@@ -1,0 +1,240 @@
+//! Kernels' lives: imported, named, brought to other hosts, chosen, refused to go while used, and gone.
+
+use contract::{
+    ErrorCode, OperationId,
+    host::HostState,
+    kernel::{Choice, Choose, Delete, Get, Import, Kernel, List, Place, SetDefault},
+    operation::{Operation, OperationState},
+};
+use futures::{StreamExt, stream};
+use serde_json::json;
+use testkit::{Postgres, wait_until};
+
+use crate::{
+    crashes::Crash,
+    deletes::insert_vm,
+    fake_kernels::FakeKernels,
+    lab::{BOUND, Lab, count, image_of, registry},
+};
+
+struct Kernels {
+    lab: Lab,
+    hosts: FakeKernels,
+}
+
+impl Kernels {
+    /// A lab with the service, and kernels on `h1` and `h2`.
+    async fn start() -> Self {
+        let kernels = Self::of(Lab::start().await).await;
+        kernels.lab.registry.put("h2", HostState::Up, 512);
+        kernels.hosts.add(&kernels.lab.bus, "h2").await;
+        kernels
+    }
+
+    async fn of(lab: Lab) -> Self {
+        let hosts = FakeKernels::default();
+        hosts.add(&lab.bus, "h1").await;
+        Self { lab, hosts }
+    }
+
+    async fn import(&self, path: &str, name: &str) -> Result<Operation, contract::ApiError> {
+        self.lab.call::<Import>(json!({ "source": { "path": path }, "name": name, "wait": true }), None).await
+    }
+
+    async fn imported(&self, path: &str, name: &str) -> Kernel {
+        kernel_of(&self.import(path, name).await.unwrap())
+    }
+
+    async fn get(&self, kernel: &str) -> Result<Kernel, contract::ApiError> {
+        self.lab.call::<Get>(json!({ "kernel": kernel }), None).await
+    }
+
+    async fn delete(&self, kernel: &str) -> Result<Operation, contract::ApiError> {
+        self.lab.call::<Delete>(json!({ "kernel": kernel, "wait": true }), None).await
+    }
+
+    async fn place(&self, kernel: &Kernel, host: &str) -> Result<Operation, contract::ApiError> {
+        self.lab.call::<Place>(json!({ "kernel": kernel.id, "host": host, "wait": true }), None).await
+    }
+
+    /// Nothing is left of any kernel: no row, no file, nothing owed.
+    async fn assert_nothing_left(&self) {
+        assert_eq!((self.hosts.published(), self.hosts.stagings()), (vec![], 0));
+        let sql = self.lab.sql().await;
+        for table in ["kernel", "kernel_name", "kernel_replica", "kernel_removal"] {
+            assert_eq!(count(&sql, &format!("select count(*) from image.{table}")).await, 0, "{table}");
+        }
+        let open = "select count(*) from operations.operation where undo_owed or state in ('queued', 'running')";
+        assert_eq!(count(&sql, open).await, 0, "unfinished operations");
+    }
+}
+
+fn kernel_of(operation: &Operation) -> Kernel {
+    assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+    serde_json::from_value(operation.result.clone().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_kernel_is_what_it_consists_of_and_names_are_pointers_to_it() {
+    let kernels = Kernels::start().await;
+    let one = kernels.imported("/srv/6.1", "stable").await;
+    assert_eq!((one.name.as_str(), one.release.as_str(), one.source.as_str()), ("stable", "6.1.0-1", "host:/srv/6.1"));
+    // The same once more is the same kernel under another name.
+    let same = kernels.imported("/srv/6.1", "same").await;
+    assert_eq!((same.id, same.names.len()), (one.id, 2));
+    let error = kernels.import("/srv/6.12", "stable").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::AlreadyExists);
+    assert_eq!(kernels.hosts.published(), [("h1".to_owned(), one.id)]);
+    let request = json!({ "source": { "path": "/srv/6.12" }, "name": "stable", "replace": true, "wait": true });
+    let other = kernel_of(&kernels.lab.call::<Import>(request, None).await.unwrap());
+    assert_ne!(other.id, one.id);
+    assert_eq!(kernels.get("stable").await.unwrap().id, other.id);
+    assert_eq!(kernels.get(&one.digest[..20]).await.unwrap().id, one.id);
+    assert_eq!(kernels.get(&one.id.to_string()).await.unwrap().names, ["same".parse().unwrap()]);
+    let list = kernels.lab.call::<List>(json!({}), None).await.unwrap().kernels;
+    assert_eq!(list.iter().map(|kernel| kernel.name.as_str()).collect::<Vec<_>>(), ["same", "stable"]);
+    // A name goes alone, and the kernel with the last one.
+    kernels.imported("/srv/6.12", "more").await;
+    kernels.delete("more").await.unwrap();
+    assert_eq!(kernels.get("stable").await.unwrap().id, other.id);
+    kernels.delete("stable").await.unwrap();
+    kernels.delete(&one.digest).await.unwrap();
+    assert_eq!(kernels.delete("stable").await.unwrap_err().code, ErrorCode::NotFound);
+    kernels.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn what_is_no_kernel_leaves_nothing() {
+    let kernels = Kernels::start().await;
+    let error = kernels.import("/srv/broken", "bad").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::InvalidArgument);
+    assert_eq!(kernels.import("srv", "bad").await.unwrap_err().code, ErrorCode::InvalidArgument);
+    assert_eq!(kernels.get("bad").await.unwrap_err().code, ErrorCode::NotFound);
+    kernels.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_kernel_in_use_stays_and_who_uses_it_is_said() {
+    let kernels = Kernels::start().await;
+    let (lab, kernel) = (&kernels.lab, kernels.imported("/srv/6.1", "stable").await);
+    let image = image_of(&lab.pull(&registry("debian"), "debian").await.unwrap());
+    let sql = lab.sql().await;
+    insert_vm(&sql, "web", image.id).await;
+    sql.execute("update vm.vm set kernel_id = $1", &[&kernel.id.0]).await.unwrap();
+    sql.execute("update image.image set kernel_id = $1", &[&kernel.id.0]).await.unwrap();
+    lab.call::<SetDefault>(json!({ "kernel": "stable" }), None).await.unwrap();
+    let shown = kernels.get("stable").await.unwrap();
+    assert_eq!((shown.vms, shown.images, shown.default), (1, 1, true));
+    for reference in ["stable", &kernel.id.to_string()] {
+        let error = kernels.delete(reference).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::FailedPrecondition);
+        for word in ["VMs: web", "images: debian", "default"] {
+            assert!(error.message.contains(word), "{error}");
+        }
+    }
+    sql.execute("update vm.vm set kernel_id = null", &[]).await.unwrap();
+    assert!(kernels.delete("stable").await.unwrap_err().hint.unwrap().contains("debian"));
+    sql.execute("update image.image set kernel_id = null", &[]).await.unwrap();
+    assert!(kernels.delete("stable").await.unwrap_err().hint.unwrap().contains("default"));
+    lab.call::<SetDefault>(json!({}), None).await.unwrap();
+    kernels.delete("stable").await.unwrap();
+    kernels.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_vm_boots_what_it_asks_for_or_its_images_kernel_or_the_default() {
+    let kernels = Kernels::start().await;
+    let lab = &kernels.lab;
+    let image = image_of(&lab.pull(&registry("debian"), "debian").await.unwrap());
+    let chosen = async |kernel: Option<&str>| {
+        let request = json!({ "image": image.id, "kernel": kernel });
+        lab.call::<Choose>(request, None).await.unwrap().kernel.map(|kernel| kernel.name.to_string())
+    };
+    assert_eq!(chosen(None).await, None);
+    kernels.imported("/srv/a", "asked").await;
+    let of_image = kernels.imported("/srv/i", "of-image").await;
+    kernels.imported("/srv/d", "default").await;
+    assert_eq!(chosen(None).await, None, "a kernel that is there is not the default yet");
+    let Choice { kernel } = lab.call::<SetDefault>(json!({ "kernel": "default" }), None).await.unwrap();
+    assert!(kernel.unwrap().default);
+    assert_eq!(chosen(None).await.as_deref(), Some("default"));
+    lab.sql().await.execute("update image.image set kernel_id = $1", &[&of_image.id.0]).await.unwrap();
+    assert_eq!(chosen(None).await.as_deref(), Some("of-image"));
+    assert_eq!(chosen(Some("asked")).await.as_deref(), Some("asked"));
+    assert_eq!(chosen(Some("only-on-a-host")).await, None);
+    assert_eq!(
+        lab.call::<SetDefault>(json!({ "kernel": "nowhere" }), None).await.unwrap_err().code,
+        ErrorCode::NotFound
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_lacks_a_kernel_is_sent_it_and_a_delete_reaches_all() {
+    let kernels = Kernels::start().await;
+    let kernel = kernels.imported("/srv/6.1", "stable").await;
+    assert_eq!(kernel.hosts, ["h1".parse().unwrap()]);
+    // A stream that breaks is not the end.
+    kernels.hosts.break_streams(2);
+    let placed = kernel_of(&kernels.place(&kernel, "h2").await.unwrap());
+    assert_eq!(placed.hosts.len(), 2);
+    let again = kernel_of(&kernels.place(&kernel, "h2").await.unwrap());
+    assert_eq!(again, placed);
+    assert_eq!(kernels.hosts.published().len(), 2);
+    // Away, a host owes the files.
+    kernels.hosts.set_away("h2", true);
+    let deleted = kernels.delete("stable").await.unwrap();
+    assert_eq!(deleted.result.unwrap()["owed"], json!(["h2"]));
+    kernels.hosts.set_away("h2", false);
+    wait_until("the removal", BOUND, async || kernels.hosts.published().is_empty().then_some(())).await;
+    let sql = kernels.lab.sql().await;
+    let owed = "select count(*) from image.kernel_removal";
+    wait_until("nothing owed", BOUND, async || (count(&sql, owed).await == 0).then_some(())).await;
+    assert_eq!(kernels.place(&kernel, "h2").await.unwrap_err().code, ErrorCode::NotFound);
+    kernels.assert_nothing_left().await;
+}
+
+const IMPORT_POINTS: [&str; 8] = [
+    "kernel.import/place/before",
+    "kernel.import/place/recorded",
+    "kernel.import/stage/before",
+    "kernel.import/stage/after",
+    "kernel.import/stage/recorded",
+    "kernel.import/publish/before",
+    "kernel.import/publish/renamed",
+    "kernel.import/publish/after",
+];
+
+async fn import_of(crash: &Crash) -> OperationId {
+    let request = json!({ "source": { "path": "/srv/6.1" }, "name": "stable" });
+    crash.accepted::<Import>("kernel.import", request).await
+}
+
+#[tokio::test]
+async fn an_import_killed_at_each_step_ends_well_or_cancelled_leaves_nothing() {
+    let postgres = &Postgres::start().await;
+    let story = |(point, cancelled): (&'static str, bool)| async move {
+        let crash = Crash::of_story(postgres, point, if cancelled { "_cancelled" } else { "" }).await;
+        let hosts = FakeKernels::default();
+        hosts.add(&crash.lab.bus, "h1").await;
+        let child = crash.start().await;
+        let id = import_of(&crash).await;
+        crash.died(child).await;
+        if cancelled {
+            crash.cancel_requested(id).await;
+        }
+        let _child = crash.start().await;
+        let ended = crash.lab.ended(id).await;
+        let kernels = Kernels { lab: crash.lab, hosts };
+        if cancelled {
+            assert_eq!(ended.state, OperationState::Cancelled, "{point}: {ended:?}");
+        } else {
+            let kernel = kernel_of(&ended);
+            assert_eq!(kernels.get("stable").await.unwrap(), kernel, "{point}");
+            assert_eq!(kernels.hosts.published(), [("h1".to_owned(), kernel.id)], "{point}");
+            kernels.delete("stable").await.unwrap();
+        }
+        kernels.assert_nothing_left().await;
+    };
+    let stories = IMPORT_POINTS.into_iter().flat_map(|point| [(point, false), (point, true)]);
+    stream::iter(stories).map(story).buffer_unordered(4).collect::<Vec<()>>().await;
+}
