@@ -9,16 +9,9 @@ use std::{
 };
 
 use contract::ErrorCode;
-use host_agent::image::{ImageOptions, Limits, parse_mirrors};
-use pulling::{Image, blobs, pull, pull_by, store};
+use host_agent::image::{ImageOptions, parse_mirrors};
+use pulling::{Image, STALL, blobs, options, pull, pull_by, store};
 use testkit::scripted::{Act, Guard, Scripted};
-
-/// Short enough to wait for, long enough for a loaded machine to be honest.
-const STALL: Duration = Duration::from_secs(2);
-
-fn options() -> ImageOptions {
-    ImageOptions { limits: Limits { stall: STALL, ..Limits::default() }, high_water: 100, ..ImageOptions::default() }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_that_breaks_goes_on_where_it_was() {
@@ -283,84 +276,4 @@ async fn an_archive_of_a_layout_is_a_source_too() {
     fs::remove_file(&archive).unwrap();
     nix::unistd::mkfifo(&archive, nix::sys::stat::Mode::S_IRUSR).unwrap();
     assert_eq!(pulling::pull_layout(&images, &archive).await.unwrap_err().code, ErrorCode::NotFound);
-}
-
-/// What a child is told: its state directory, the operation, and what to pull.
-const CHILD: [&str; 3] = ["WARREN_TEST_STATE", "WARREN_TEST_OPERATION", "WARREN_TEST_REFERENCE"];
-
-/// Not a story of its own: the process that `a_pull_killed_at_twenty_random_moments_ends_as_if_nothing_had_been` kills.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "run as a child of another test"]
-async fn a_child_pulls() {
-    let [Ok(state), Ok(operation), Ok(reference)] = CHILD.map(std::env::var) else { return };
-    let images = store(Path::new(&state), options());
-    let fence = contract::agent::Fence { operation: operation.parse().unwrap(), epoch: 1 };
-    let status = images.stage(&pulling::request(fence, &reference, 120_000)).await.unwrap();
-    assert!(matches!(status, contract::agent::StageStatus::Done { .. }), "{status:?}");
-}
-
-fn child(state: &Path, operation: contract::OperationId, reference: &str) -> std::process::Child {
-    let values = [state.display().to_string(), operation.to_string(), reference.to_owned()];
-    std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "a_child_pulls"])
-        .envs(CHILD.into_iter().zip(values))
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pull_killed_at_twenty_random_moments_ends_as_if_nothing_had_been() {
-    const KILLS: u64 = 20;
-    // What may be on its way to three layers when a process dies: it comes twice.
-    const LOST: u64 = 3 * (256 << 10);
-    let registry = Scripted::start().await;
-    let image = Image::new(&registry, &[4 << 20, 3 << 20, 1 << 20]);
-    let (mut kills, mut rounds) = (0, 0);
-    while kills < KILLS {
-        let state = tempfile::tempdir().unwrap();
-        let operation = contract::OperationId::new();
-        registry.served();
-        registry.pace(Duration::from_millis(5));
-        let mut killed = 0;
-        loop {
-            let mut child = child(state.path(), operation, &image.reference);
-            let moment = Duration::from_millis(rand::random_range(0..1000));
-            let ended = tokio::task::spawn_blocking(move || {
-                let until = Instant::now() + moment;
-                while Instant::now() < until {
-                    if let Some(ended) = child.try_wait().unwrap() {
-                        return Some(ended);
-                    }
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                child.kill().unwrap();
-                child.wait().unwrap();
-                None
-            });
-            match ended.await.unwrap() {
-                Some(ended) => break assert!(ended.success(), "{ended}"),
-                None => killed += 1,
-            }
-            if kills + killed >= KILLS {
-                registry.pace(Duration::ZERO);
-                let mut last = self::child(state.path(), operation, &image.reference);
-                assert!(tokio::task::block_in_place(|| last.wait()).unwrap().success());
-                break;
-            }
-        }
-        (kills, rounds) = (kills + killed, rounds + 1);
-        let images = store(state.path(), options());
-        let fence = contract::agent::Fence { operation, epoch: 2 };
-        let staged = images.stage(&pulling::request(fence, "127.0.0.1:1/not/asked:1", 1000)).await.unwrap();
-        let contract::agent::StageStatus::Done { image: staged } = staged else { panic!("{staged:?}") };
-        assert_eq!(staged.digest, image.digest);
-        assert_eq!(blobs(state.path()), image.whole());
-        images.discard(&contract::agent::DiscardRequest { fence }).await.unwrap();
-        assert_eq!(testkit::lab::entries(&state.path().join("staging")), Vec::<String>::new());
-        // The configuration is asked for each time; the layers go on where they were.
-        let (served, bound) = (registry.served(), image.bytes() + killed * (LOST + image.config_bytes()));
-        assert!(served >= image.bytes() && served <= bound, "{served} bytes served, {bound} at most: {killed} kills");
-        println!("round {rounds}: {killed} kills, {served} bytes served of an image of {}", image.bytes());
-    }
 }

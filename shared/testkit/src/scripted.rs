@@ -57,6 +57,8 @@ pub struct Asked {
     pub range: Option<String>,
     /// The `Authorization` header.
     pub authorization: Option<String>,
+    /// What came with it.
+    pub body: String,
 }
 
 /// Who may pull.
@@ -66,6 +68,8 @@ pub enum Guard {
     Basic(String),
     /// Who shows a token, which the registry's own token server gives for `user:password`, or to anybody.
     Token(Option<String>),
+    /// Who shows a token, which its token server gives for a refresh token.
+    Refresh(String),
 }
 
 #[derive(Default)]
@@ -216,6 +220,9 @@ async fn serve(stream: TcpStream, port: u16, state: &Mutex<State>) -> std::io::R
             headers.insert(name.to_lowercase(), value.trim().to_owned());
         }
     }
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0).min(64 << 10);
+    let mut body = vec![0; length];
+    lines.get_mut().read_exact(&mut body).await?;
     request.truncate(request.rfind(' ').unwrap_or(0));
     let (method, path) = request.split_once(' ').unwrap_or_default();
     let asked = Asked {
@@ -223,6 +230,7 @@ async fn serve(stream: TcpStream, port: u16, state: &Mutex<State>) -> std::io::R
         path: path.to_owned(),
         range: headers.get("range").cloned(),
         authorization: headers.get("authorization").cloned(),
+        body: String::from_utf8_lossy(&body).into_owned(),
     };
     let reply = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -362,7 +370,15 @@ fn guarded(state: &State, port: u16, asked: &Asked) -> Option<Reply> {
                 (_, false) => plain(400, "", ""),
             })
         }
-        Guard::Token(_) => (shown != format!("Bearer {token}")).then(|| {
+        Guard::Refresh(refresh) if asked.path.starts_with("/token") => {
+            let known = asked.method == "POST" && asked.body.contains(&format!("refresh_token={refresh}"));
+            let scoped = asked.body.contains("scope=repository%3A") && asked.body.contains("grant_type=refresh_token");
+            Some(match known && scoped {
+                true => plain(200, "", &format!("{{\"access_token\":\"{token}\"}}")),
+                false => plain(401, "", ""),
+            })
+        }
+        Guard::Token(_) | Guard::Refresh(_) => (shown != format!("Bearer {token}")).then(|| {
             let realm = format!("realm=\"http://127.0.0.1:{port}/token\",service=\"scripted\"");
             plain(401, &format!("WWW-Authenticate: Bearer {realm}\r\n"), "")
         }),

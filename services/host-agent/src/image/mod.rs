@@ -38,6 +38,7 @@ use contract::{
         DiscardRequest, Fence, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest,
         StageStatus, StagedImage,
     },
+    doctor::Check,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -336,6 +337,25 @@ impl ImageStore {
             images.iter().find_map(|dir| read_record(dir).filter(|record| record.operation == operation))
         };
         staged.or_else(published).map(|record| record.image)
+    }
+
+    /// What `doctor` says of the room images take. Blocking.
+    pub fn doctor(&self) -> Check {
+        const NAME: &str = "images";
+        let usage = match self.cache.usage() {
+            Ok(usage) => usage,
+            Err(error) => {
+                return Check::fail(NAME, format!("the cache of blobs cannot be read: {error}"))
+                    .mend("look into the filesystem it is on (dmesg), then restart the host-agent");
+            }
+        };
+        let (blobs, mib, limit) = (usage.blobs, usage.bytes >> 20, self.cache.limit() >> 20);
+        let kept = format!("{blobs} blobs of {mib} MiB are kept for the next pull, {limit} MiB at most");
+        match self.cache.high_water().check() {
+            Ok(()) => Check::pass(NAME, kept),
+            Err(error) => Check::warn(NAME, format!("no image can be pulled: {}; {kept}", error.message))
+                .mend("delete VMs or images, or give the state directory more room"),
+        }
     }
 
     /// Makes a staged image visible under its id; a repeat finds it there.

@@ -2,19 +2,27 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use contract::{
     ApiError, OperationId,
     agent::{DiscardRequest, Fence, StageRequest, StageStatus, StagedImage},
     image::ImageSource,
 };
-use host_agent::image::{ImageOptions, ImageStore};
+use host_agent::image::{ImageOptions, ImageStore, Limits};
 use tempfile::TempDir;
 use testkit::{
     image::{Layer, Layout, Packing},
     scripted::Scripted,
 };
+
+/// Short enough to wait for, long enough for a loaded machine to be honest.
+pub const STALL: Duration = Duration::from_secs(2);
+
+/// Of a host whose disk may be as full as the machine's is.
+pub fn options() -> ImageOptions {
+    ImageOptions { limits: Limits { stall: STALL, ..Limits::default() }, high_water: 100, ..ImageOptions::default() }
+}
 
 /// An image in a scripted registry.
 pub struct Image {

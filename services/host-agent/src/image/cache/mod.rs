@@ -126,6 +126,11 @@ impl Cache {
         content.spoil(Broken { error: error.clone(), anew: true });
     }
 
+    /// How many bytes may stay.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// The mark of the disk it is on.
     pub(super) fn high_water(&self) -> &HighWater {
         &self.high_water
@@ -140,12 +145,13 @@ impl Cache {
         blobs.iter().map(length).sum()
     }
 
-    /// Removes what is over the limit, least recently used first, and never what is in use. Blocking.
+    /// Removes what is over the limit, least recently used first, and never what is in use; on a disk over its mark all else. Blocking.
     ///
     /// # Errors
     /// The directory cannot be read, or a file not removed.
     pub(super) fn trim(&self) -> io::Result<CacheUsage> {
-        self.trim_to(self.limit, &[])
+        let full = self.high_water.check().is_err();
+        self.trim_to(if full { 0 } else { self.limit }, &[])
     }
 
     /// Removes all that is not in use, but for these blobs: a full disk has no room for what may be wanted again. Blocking.
