@@ -12,7 +12,7 @@ use runtime::config::{ConfigError, Reader};
 
 use crate::{
     disk, dns, files,
-    image::{self, ImageOptions, Limits},
+    image::{self, ENTRIES_MAX, ImageOptions, Limits},
     net::LARGEST_POOL,
 };
 
@@ -94,7 +94,8 @@ pub struct Config {
     /// `WARREN_STREAM_ADDRESS` and `WARREN_STREAM_ADVERTISE`: where direct streams come in, and what clients are told.
     pub stream: Option<Listen>,
     /// `WARREN_INSECURE_REGISTRIES`, `WARREN_DOCKER_CONFIG`, `WARREN_IMAGE_MIRRORS`, `WARREN_IMAGE_CACHE` and `WARREN_DISK_HIGH_WATER`:
-    /// where images come from, and how much of the disk they may take.
+    /// where images come from, and how much of the disk they may take; `WARREN_IMAGE_BYTES`, `WARREN_IMAGE_ENTRIES`,
+    /// `WARREN_IMAGE_RATIO` and `WARREN_IMAGE_DEVICES`: what an image may ask.
     pub images: ImageOptions,
     capacity: CapacityOverride,
 }
@@ -220,8 +221,26 @@ fn images(env: &mut Reader) -> ImageOptions {
         mirrors,
         cache_bytes: cache.map(MebiBytes::bytes),
         high_water,
-        limits: Limits::default(),
+        limits: image_limits(env),
     }
+}
+
+fn image_limits(env: &mut Reader) -> Limits {
+    let usual = Limits::default();
+    let limits = Limits {
+        unpacked: env.or("WARREN_IMAGE_BYTES", MebiBytes::holding(usual.unpacked)).bytes(),
+        entries: env.or("WARREN_IMAGE_ENTRIES", usual.entries),
+        ratio: env.or("WARREN_IMAGE_RATIO", usual.ratio),
+        devices: env.or("WARREN_IMAGE_DEVICES", usual.devices),
+        ..usual
+    };
+    if limits.ratio == 0 {
+        env.problem("WARREN_IMAGE_RATIO is 0, which no layer keeps");
+    }
+    if limits.entries > ENTRIES_MAX {
+        env.problem(format!("WARREN_IMAGE_ENTRIES {} is more than {ENTRIES_MAX}", limits.entries));
+    }
+    limits
 }
 
 fn uplink(env: &mut Reader) -> Uplink {

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The most entries a host can be told to take: what numbers the names of one image.
+pub const ENTRIES_MAX: u64 = (1 << 24) - 3;
+
 /// The limits of one staging.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -11,7 +14,7 @@ pub struct Limits {
     pub document: u64,
     /// Bytes of all layers as they are downloaded.
     pub packed: u64,
-    /// Bytes of all layers unpacked.
+    /// Bytes of all layers unpacked, and of all files with their holes.
     pub unpacked: u64,
     /// How many times larger than its download a layer may become, once it is over [`Limits::ratio_from`].
     pub ratio: u64,
@@ -19,6 +22,8 @@ pub struct Limits {
     pub ratio_from: u64,
     /// Entries of all layers.
     pub entries: u64,
+    /// Whether device nodes are taken.
+    pub devices: bool,
     /// Bytes that stay free on the host's disk.
     pub reserve: u64,
     /// How long a registry may say nothing.
@@ -35,6 +40,7 @@ impl Default for Limits {
             ratio: 200,
             ratio_from: 64 << 20,
             entries: 2_000_000,
+            devices: true,
             reserve: 512 << 20,
             stall: Duration::from_secs(30),
         }

@@ -47,7 +47,7 @@ use tracing::Instrument;
 
 pub use cache::CacheUsage;
 pub use high_water::HIGH_WATER;
-pub use limits::Limits;
+pub use limits::{ENTRIES_MAX, Limits};
 pub use promote::{Copied, Copying, Disks};
 pub use registry::{Mirror, parse_mirrors};
 

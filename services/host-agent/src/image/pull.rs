@@ -1,13 +1,7 @@
 //! An image made of what was **pulled**: found by its source's name, downloaded, verified, unpacked and written as ext4; or
 //! taken out of a bundle.
 
-use std::{
-    io::BufReader,
-    path::{Path, PathBuf},
-    pin::pin,
-    sync::Once,
-    time::Duration,
-};
+use std::{io::BufReader, path::Path, pin::pin, sync::Once, time::Duration};
 
 use contract::{ApiError, ErrorCode, agent::StagedImage, image::ImageSource};
 use tokio_util::sync::CancellationToken;
@@ -17,19 +11,14 @@ use super::{
     ROOTFS, bundle,
     cache::Broken,
     download::{Download, Packed, Transfer},
-    ext4,
     identity::Rootfs,
-    layer,
+    layer::{self, Applier},
     limits::Limits,
     manifest::{self, Descriptor, Resolved},
     progress::Reporter,
     source::Source,
     stage::Staging,
-    storage_error,
-    tree::Tree,
 };
-use crate::files;
-
 /// How often an image is begun anew because what had come of a layer was damaged.
 const ANEW: usize = 2;
 /// How often it is looked whether the disk fills up.
@@ -159,31 +148,21 @@ fn build(
 ) -> Result<StagedImage, ApiError> {
     if let Some(identity) = &resolved.identity {
         let rootfs_bytes = unbundle(dir, &resolved, packed, &identity.rootfs, limits, progress, cancel)?;
-        return end(dir, resolved, rootfs_bytes);
+        return Ok(end(resolved, rootfs_bytes));
     }
-    let layers = dir.join("layers");
-    let fresh = files::remove_dir(&layers).and_then(|()| std::fs::create_dir(&layers));
-    fresh.map_err(|error| storage_error(&layers, &error))?;
     progress.phase("unpacking", 0);
-    let (mut spools, mut unpacked) = (Vec::new(), 0);
-    for (n, (described, packed)) in resolved.layers.iter().zip(packed).enumerate() {
-        let spool = layers.join(format!("{n}.tar"));
-        let budget = limits.unpacked - unpacked;
-        unpacked += layer::unpack(packed, described, &spool, budget, limits, progress, cancel)?;
-        spools.push(spool);
+    let mut applier = Applier::new(&dir.join(ROOTFS), uuid, limits, cancel)?;
+    for ((descriptor, diff_id), reader) in resolved.layers.iter().cloned().zip(packed) {
+        applier.layer(layer::Packed { descriptor, diff_id, reader }, progress)?;
     }
-    let tree = merge(&resolved, &spools, limits)?;
-    let rootfs = dir.join(ROOTFS);
-    let rootfs_bytes = ext4::write(&tree, &spools, &rootfs, uuid, progress, cancel)?;
-    end(dir, resolved, rootfs_bytes)
+    progress.phase("writing", 0);
+    let rootfs_bytes = applier.finish()?;
+    Ok(end(resolved, rootfs_bytes))
 }
 
-/// Removes what was only needed until now.
-fn end(dir: &Path, resolved: Resolved, rootfs_bytes: u64) -> Result<StagedImage, ApiError> {
-    let layers = dir.join("layers");
-    files::remove_dir(&layers).map_err(|error| storage_error(&layers, &error))?;
+fn end(resolved: Resolved, rootfs_bytes: u64) -> StagedImage {
     let Resolved { digest, architecture, config, .. } = resolved;
-    Ok(StagedImage { digest, architecture, rootfs_bytes, config })
+    StagedImage { digest, architecture, rootfs_bytes, config }
 }
 
 /// Takes a bundle's root filesystem out of its layer.
@@ -202,23 +181,4 @@ fn unbundle(
     let layer = bundle::Layer { digest: &layer.digest, size: layer.size };
     bundle::unpack(BufReader::new(reader), &layer, rootfs, &dir.join(ROOTFS), limits, progress, cancel)?;
     Ok(rootfs.size)
-}
-
-fn merge(resolved: &Resolved, spools: &[PathBuf], limits: &Limits) -> Result<Tree, ApiError> {
-    let (mut tree, mut entries) = (Tree::new(), 0u64);
-    for (n, (spool, (descriptor, _))) in spools.iter().zip(&resolved.layers).enumerate() {
-        // Whiteouts speak of the layers below, wherever in their own layer they stand.
-        layer::entries(spool, &descriptor.digest, |entry| {
-            tree.hide(&entry);
-            Ok(())
-        })?;
-        layer::entries(spool, &descriptor.digest, |entry| {
-            entries += 1;
-            if entries > limits.entries {
-                return Err(ApiError::invalid_argument(format!("the image has more than {} entries", limits.entries)));
-            }
-            tree.add(n, &descriptor.digest, entry)
-        })?;
-    }
-    Ok(tree)
 }
