@@ -145,3 +145,32 @@ async fn a_build_that_fails_or_is_cancelled_leaves_only_its_log() {
     let images = lab.state_dir(&lab.hosts()[0]).join("images");
     assert_eq!(testkit::lab::entries(&images), Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_goes_on_when_the_service_and_the_host_agent_die_under_its_script() {
+    let Some(mut lab) = lab_or_skip(LabOptions::default()).await else { return };
+    pulled(&lab).await;
+    let host = lab.hosts()[0].clone();
+    let text = "echo begun >> /root/runs\necho begun\nwhile ! test -e /root/go; do sleep 0.2; done\necho through\n";
+    let script = script(&lab.scratch(), "long.sh", text);
+    let accepted = lab.must(&build("web", &["--script", &script, "--no-wait"])).await;
+    let id = accepted.split_whitespace().next().unwrap().to_owned();
+    let said = async |lab: &Lab| lab.must(&["image", "log", &id]).await;
+    wait_until("the script", BOUND, async || said(&lab).await.contains("begun\n").then_some(())).await;
+    for process in ["image-service", host.as_str()] {
+        lab.kill(process);
+    }
+    for process in ["image-service", host.as_str()] {
+        lab.start_process(process, &[]);
+    }
+    lab.wait_ready().await;
+    let vm = said(&lab).await.split_once("in VM ").unwrap().1.split_once(',').unwrap().0.to_owned();
+    lab.must(&["exec", &vm, "--", "touch", "/root/go"]).await;
+    lab.must(&["op", "wait", &id]).await;
+    let log = said(&lab).await;
+    assert_eq!(log.matches("begun\nthrough\n").count(), 1, "{log}");
+    lab.must(&[&["vm", "create", "one", "--image", "web"][..], &SMALL].concat()).await;
+    assert_eq!(lab.must(&["exec", "one", "--", "cat", "/root/runs"]).await, "begun\n");
+    lab.must(&["vm", "rm", "one"]).await;
+    nothing_left(&lab).await;
+}

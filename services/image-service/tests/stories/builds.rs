@@ -1,5 +1,7 @@
 //! Builds: scripts in throw-away VMs, what is kept of them, and what is not.
 
+use std::time::Duration;
+
 use contract::{
     ErrorCode, OperationId,
     image::{Build, BuildLog, Built, LOG_MAX, ReadBuildLog},
@@ -22,7 +24,7 @@ struct Builder {
 
 /// Adds VMs to a lab.
 pub async fn vms(lab: &Lab) -> FakeVms {
-    FakeVms::start(&lab.bus, &lab.config.database_url, &lab.host.id).await
+    FakeVms::start(&lab.bus, &lab.config.database_url, &lab.host.id, &lab.registry).await
 }
 
 /// A piece of a log.
@@ -192,6 +194,32 @@ async fn a_vm_that_ends_under_its_script_fails_the_build() {
     assert_eq!(error.code, ErrorCode::FailedPrecondition);
     assert!(error.message.contains("ended before the script did: its kernel panicked"), "{}", error.message);
     builder.assert_only(1).await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_silent_for_a_while_is_waited_for_and_no_longer() {
+    let builder = Builder::start().await;
+    let before = async |id: OperationId| {
+        let said = async || builder.log(&id.to_string()).await.contains("before\n").then_some(());
+        wait_until("its output", BOUND, said).await;
+        builder.vms.set_silent(true);
+    };
+    let id = builder.building("web", "say before\nwait\nsay after").await;
+    before(id).await;
+    builder.vms.release();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    builder.vms.set_silent(false);
+    built(&builder.lab.ended(id).await);
+    let log = builder.log("web").await;
+    assert_eq!(log.matches("before\nafter\n").count(), 1, "{log}");
+
+    builder.vms.hold();
+    let id = builder.building("other", "say before\nwait\nsay more").await;
+    before(id).await;
+    let error = builder.lab.ended(id).await.error.unwrap();
+    assert_eq!(error.code, ErrorCode::Unavailable);
+    assert!(error.message.contains("is given up"), "{}", error.message);
+    builder.assert_only(2).await;
 }
 
 #[tokio::test]

@@ -302,10 +302,15 @@ impl Inner {
     }
 }
 
+/// Finds a VM by name or id.
+type Finds = Box<dyn Fn(&str) -> Option<Vm> + Send>;
+
 /// The registries of hosts and VMs, as vm-lifecycle would serve them.
 pub struct FakeRegistry {
     hosts: Arc<Mutex<Vec<Host>>>,
     vms: Arc<Mutex<Vec<Vm>>>,
+    /// Knows more VMs.
+    others: Arc<Mutex<Option<Finds>>>,
     _service: Service,
 }
 
@@ -320,14 +325,21 @@ impl FakeRegistry {
         });
         list.await.unwrap();
         let vms: Arc<Mutex<Vec<Vm>>> = Arc::default();
-        let known = vms.clone();
+        let others: Arc<Mutex<Option<Finds>>> = Arc::default();
+        let (known, more) = (vms.clone(), others.clone());
         let get = service.serve::<vm::Get, _>(move |_, request| {
             let found = known.lock().unwrap().iter().find(|vm| vm.name.as_str() == request.vm).cloned();
+            let found = found.or_else(|| more.lock().unwrap().as_ref().and_then(|find| find(&request.vm)));
             async move { found.ok_or_else(|| ApiError::not_found(format!("no VM {}", request.vm))) }
         });
         get.await.unwrap();
         service.ready().await.unwrap();
-        Self { hosts, vms, _service: service }
+        Self { hosts, vms, others, _service: service }
+    }
+
+    /// Adds VMs that somebody else plays.
+    pub fn also(&self, find: Finds) {
+        *self.others.lock().unwrap() = Some(find);
     }
 
     /// Adds a VM in that state, or changes it; its id.

@@ -19,7 +19,7 @@ use contract::{
     frame::{Exit, Frame},
     job::{Job, JobAsk, JobState, Jobs},
     operation::{Operation, VmResult},
-    vm::{self, CreateRequest, LifecycleRequest, Vm, VmRef, VmState},
+    vm::{self, CreateRequest, LifecycleRequest, Vm, VmState},
     workspace::{Command, SessionKind},
 };
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Notify,
 };
+
+use crate::fake_host::FakeRegistry;
 
 /// What a guest's job has done.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +59,8 @@ struct State {
     files: Vec<BTreeMap<String, Vec<u8>>>,
     released: bool,
     creates_held: bool,
+    /// The host of the VMs answers nobody.
+    silent: bool,
 }
 
 struct Inner {
@@ -73,7 +77,7 @@ pub struct FakeVms {
 }
 
 impl FakeVms {
-    pub async fn start(bus: &Bus, database_url: &str, host: &HostId) -> Self {
+    pub async fn start(bus: &Bus, database_url: &str, host: &HostId, registry: &FakeRegistry) -> Self {
         let store = Store::connect(database_url, store::StoreConfig::default()).await.unwrap();
         let inner = Arc::new(Inner { store, host: host.clone(), state: Mutex::default(), changed: Notify::new() });
         let vms = bus.service("vm-lifecycle", "0.1.0", "a fake").await.unwrap();
@@ -84,11 +88,7 @@ impl FakeVms {
         });
         create.await.unwrap();
         let lab = inner.clone();
-        let get = vms.serve::<vm::Get, _>(move |_, request| {
-            let lab = lab.clone();
-            async move { lab.get(&request) }
-        });
-        get.await.unwrap();
+        registry.also(Box::new(move |vm| lab.get(vm)));
         let lab = inner.clone();
         let stop = vms.serve::<vm::Stop, _>(move |context, request| {
             let lab = lab.clone();
@@ -130,9 +130,19 @@ impl FakeVms {
         self.change(|state| state.released = true);
     }
 
+    /// Has scripts wait again.
+    pub fn hold(&self) {
+        self.change(|state| state.released = false);
+    }
+
     /// From now on a create is accepted and nobody works on it.
     pub fn hold_creates(&self) {
         self.change(|state| state.creates_held = true);
+    }
+
+    /// From now on their host answers nobody, or does again.
+    pub fn set_silent(&self, silent: bool) {
+        self.change(|state| state.silent = silent);
     }
 
     /// The VMs there are.
@@ -211,9 +221,9 @@ impl Inner {
         found.map(|(id, vm)| (*id, vm.clone())).ok_or_else(|| ApiError::not_found(format!("there is no VM {vm}")))
     }
 
-    fn get(&self, request: &VmRef) -> Result<Vm, ApiError> {
-        let (id, vm) = self.find(&request.vm)?;
-        Ok(Vm {
+    fn get(&self, vm: &str) -> Option<Vm> {
+        let (id, vm) = self.find(vm).ok()?;
+        Some(Vm {
             id,
             name: vm.name,
             state: vm.state,
@@ -402,7 +412,9 @@ impl Inner {
             let changed = self.changed.notified();
             let (bytes, exit) = {
                 let state = self.state.lock().unwrap();
-                let Some(vm) = state.vms.get(&id).filter(|vm| vm.state == VmState::Running) else { break };
+                let Some(vm) = state.vms.get(&id).filter(|vm| vm.state == VmState::Running && !state.silent) else {
+                    break;
+                };
                 let job = vm.job.clone().unwrap_or_default();
                 (Bytes::copy_from_slice(&job.output[sent..]), job.exit)
             };
@@ -426,6 +438,9 @@ impl Inner {
 }
 
 fn running(state: &State, vm: VmId) -> Result<&FakeVm, ApiError> {
+    if state.silent {
+        return Err(ApiError::unavailable("the fake host is silent"));
+    }
     let vm = state.vms.get(&vm).ok_or_else(|| ApiError::not_found("there is no such VM here"))?;
     if vm.state != VmState::Running {
         return Err(ApiError::failed_precondition("the VM does not run"));

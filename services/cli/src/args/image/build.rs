@@ -48,10 +48,12 @@ pub struct BuildArgs {
 }
 
 const BUILD_HELP: &str = "\
-Each --script is a step: it runs as root in a VM made of what the step before gave, by /bin/sh -eu or by what its first line
-names after #!. Files given before it (with the last script, also those after it) are in the VM when it begins: at DST, where
-that begins with /, else below the directory the script runs in, which is not part of the image. A step is not run again
-while the image it begins with, its script, environment and files are the same.
+Each --script is a step: it runs as root in a VM made of what the step before gave, by /bin/sh -eu or by what its first line \
+names after #!. A step is not run again while the image it begins with, its script, environment and files are the same.
+
+Files given before a script (with the last one, also those after it) are in its VM when it begins: at DST, where that begins \
+with /, else below the directory the script runs in, which is not part of the image.
+
 Ctrl-C cancels the build. What was printed is kept: `warren image log`.";
 
 /// Scripts and files, in the order they were given.
