@@ -176,6 +176,8 @@ async fn serve_images(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyho
     command!(service, host, agent::ImagePublish, images, |images, request| images.publish(&request).await);
     command!(service, host, agent::ImageDiscard, images, |images, request| images.discard(&request).await.map(empty));
     command!(service, host, agent::ImageRemove, images, |images, request| images.remove(&request).await.map(empty));
+    command!(service, host, agent::ImageInventory, images, |images, request| images.inventory(&request).await);
+    command!(service, host, agent::ImageReclaim, vms, |vms, request| vms.reclaim(request).await.map(empty));
     Ok(())
 }
 

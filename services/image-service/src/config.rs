@@ -1,9 +1,11 @@
 //! Configuration, from the environment.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use runtime::config::{ConfigError, Reader};
 use store::StoreConfig;
+
+use crate::reconciler::Settings;
 
 /// What this process was told.
 #[derive(Clone, Debug)]
@@ -16,6 +18,10 @@ pub struct Config {
     pub database_url: String,
     /// The pool of database connections.
     pub pool: StoreConfig,
+    /// `WARREN_IMAGE_RECONCILE`: how often images are compared with hosts, in seconds (300); 0 for never by itself.
+    /// `WARREN_IMAGE_GC_AGE`: how long an image without a name stays, in seconds (a day); 0 for ever.
+    /// `WARREN_IMAGE_GC_GRACE`: how long what hosts have of operations that the lab does not know stays, in seconds (six hours).
+    pub gc: Settings,
 }
 
 impl Config {
@@ -28,12 +34,22 @@ impl Config {
         let nats_url = reader.required("WARREN_NATS_URL", "where NATS is, such as nats://127.0.0.1:4222");
         let nats_credentials = reader.optional("WARREN_NATS_CREDENTIALS");
         let database_url = reader.required("WARREN_DATABASE_URL", "where PostgreSQL is, such as postgres:///warren");
+        let mut seconds =
+            |variable: &str, default: Duration| Duration::from_secs(reader.or(variable, default.as_secs()));
+        let usual = Settings::default();
+        let unless_zero = |time: Duration| (!time.is_zero()).then_some(time);
+        let gc = Settings {
+            every: unless_zero(seconds("WARREN_IMAGE_RECONCILE", usual.every.unwrap_or_default())),
+            age: unless_zero(seconds("WARREN_IMAGE_GC_AGE", usual.age.unwrap_or_default())),
+            grace: seconds("WARREN_IMAGE_GC_GRACE", usual.grace),
+        };
         reader.finish(|| {
             Some(Self {
                 nats_url: nats_url?,
                 nats_credentials,
                 database_url: database_url?,
                 pool: StoreConfig::default(),
+                gc,
             })
         })
     }

@@ -9,6 +9,7 @@ pub mod db;
 pub mod domain;
 mod handlers;
 pub mod kinds;
+pub mod reconciler;
 pub mod server;
 mod sweeper;
 

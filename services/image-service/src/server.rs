@@ -13,7 +13,9 @@ use uuid::Uuid;
 use crate::{
     Config,
     handlers::{self, App},
-    kinds, sweeper,
+    kinds,
+    reconciler::Reconciler,
+    sweeper,
 };
 
 /// How long requests under way may take at shutdown: waiting ones are answered by whoever the caller asks next.
@@ -26,7 +28,8 @@ const OPERATIONS_GRACE: Duration = Duration::from_secs(5);
 pub struct Server {
     service: Service,
     engine: Engine,
-    sweeper: JoinHandle<Option<()>>,
+    /// The sweeper and the reconciler.
+    background: [JoinHandle<Option<()>>; 2],
     stop: CancellationToken,
 }
 
@@ -44,15 +47,26 @@ impl Server {
 
         // Half of the pool stays for everything that is over in a moment.
         let publications = config.pool.max_connections / 2;
-        let engine = kinds::register(Engine::builder(store.clone(), bus.clone(), worker()), publications).start();
-        let app = Arc::new(App { store: store.clone(), submitter: engine.submitter() });
+        let worker = worker();
+        let engine = kinds::register(Engine::builder(store.clone(), bus.clone(), worker.clone()), publications).start();
+        let reconciler = Reconciler {
+            store: store.clone(),
+            bus: bus.clone(),
+            submitter: engine.submitter(),
+            settings: config.gc,
+            worker,
+        };
+        let app = Arc::new(App { store: store.clone(), submitter: engine.submitter(), reconciler: reconciler.clone() });
         let service = bus.service("image-service", env!("CARGO_PKG_VERSION"), "images").await?;
         handlers::serve_all(&service, &app).await?;
         serve_operation_verbs(&service, &store, &bus).await?;
         service.ready().await?;
         let stop = CancellationToken::new();
-        let sweeper = tokio::spawn(stop.clone().run_until_cancelled_owned(sweeper::run(store, bus)));
-        Ok(Self { service, engine, sweeper, stop })
+        let background = [
+            tokio::spawn(stop.clone().run_until_cancelled_owned(sweeper::run(store, bus))),
+            tokio::spawn(stop.clone().run_until_cancelled_owned(reconciler.run())),
+        ];
+        Ok(Self { service, engine, background, stop })
     }
 
     /// Takes no more requests, then no more operations, then ends.
@@ -60,8 +74,10 @@ impl Server {
         self.service.stop(REQUESTS_GRACE).await;
         self.engine.shutdown(OPERATIONS_GRACE).await;
         self.stop.cancel();
-        if let Err(error) = self.sweeper.await {
-            tracing::warn!(%error, "the sweeper ended badly");
+        for task in self.background {
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "the sweeper or the reconciler ended badly");
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod bundle;
 mod image;
+mod inventory;
 mod kernel;
 mod transfer;
 mod vm;
@@ -19,6 +20,7 @@ pub use image::{
     DiscardRequest, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest, StageSource,
     StageStatus, StagedImage,
 };
+pub use inventory::{ImageHere, Inventory, InventoryRequest, ReclaimRequest, STRAYS_MAX, StagingHere};
 pub use kernel::{
     PublishKernelRequest, RemoveKernelRequest, SendKernelRequest, StageKernelRequest, StageKernelSource,
     StageKernelStatus, StagedKernel, VmKernel,
@@ -125,6 +127,10 @@ agent_verbs! {
     KernelRemove = "kernel.remove", deadline::AGENT, RemoveKernelRequest => Empty;
     /// Opens a byte stream and sends a kernel on it.
     KernelSend = "kernel.send", deadline::QUICK, SendKernelRequest => Empty;
+    /// Lists what the host has of images, published and staged.
+    ImageInventory = "image.inventory", deadline::AGENT, InventoryRequest => Inventory;
+    /// Removes a directory of an image that has no row, unless it was published anew since it was listed.
+    ImageReclaim = "image.reclaim", deadline::AGENT, ReclaimRequest => Empty;
     /// Makes a VM's directory, handles, disk, tap and config drive.
     VmProvision = "vm.provision", deadline::AGENT, ProvisionRequest => Provisioned;
     /// Starts a VM's VMM.

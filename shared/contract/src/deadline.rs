@@ -31,6 +31,9 @@ pub const ALIVE: Duration = Duration::from_secs(2);
 /// How long the rename of a publication may take while the row lock is held.
 pub const PUBLISH: Duration = Duration::from_secs(10);
 
+/// How long a round of the images' reconciler may take: every host, side by side, lists and removes ([`AGENT`] each).
+pub const RECONCILE: Duration = Duration::from_secs(100);
+
 /// How long an operation's lease lasts without a heartbeat. A worker that is silent this long is
 /// taken for dead; shorter adopts faster, longer forgives a slow disk.
 pub const LEASE: Duration = Duration::from_secs(15);

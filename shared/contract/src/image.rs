@@ -3,6 +3,7 @@
 mod build;
 mod config;
 mod delete;
+mod gc;
 mod listing;
 mod naming;
 mod promote;
@@ -17,6 +18,7 @@ pub use build::{
 };
 pub use config::ImageConfig;
 pub use delete::DeleteRequest;
+pub use gc::{GC_ITEMS_MAX, GcCount, GcHost, GcItem, GcKind, GcOutcome, GcReport, GcRequest};
 pub use listing::{ImageList, ListRequest};
 pub use naming::{RenameRequest, TagRequest};
 pub use promote::PromoteRequest;
@@ -44,6 +46,8 @@ verbs! {
     Get = "warren.image.get", false, deadline::QUICK, ImageRef => Image;
     /// Takes a name away; with the last one the image goes, unless VMs use it. Operation `image.delete`.
     Delete = "warren.image.delete", true, deadline::WAITING, DeleteRequest => Operation;
+    /// Compares the lab's images with what its hosts have, and mends what can be mended safely.
+    Gc = "warren.image.gc", false, deadline::RECONCILE, GcRequest => GcReport;
     /// Gives an image one more name, or moves a name to it. Operation `image.tag`; its result is the image.
     Tag = "warren.image.tag", true, deadline::WAITING, TagRequest => Operation;
     /// Changes a name of an image. Operation `image.rename`; its result is the image.

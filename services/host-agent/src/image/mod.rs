@@ -9,10 +9,12 @@ mod download;
 mod ext4;
 mod high_water;
 mod identity;
+mod inventory;
 mod layer;
 mod layout;
 mod limits;
 mod manifest;
+mod place;
 mod progress;
 pub mod promote;
 mod pull;
@@ -29,15 +31,12 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use contract::{
     ApiError, ImageId, OperationId,
-    agent::{
-        DiscardRequest, Fence, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest,
-        StageStatus, StagedImage,
-    },
+    agent::{DiscardRequest, Fence, ResolveRequest, ResolvedImage, StageRequest, StageStatus, StagedImage},
     doctor::Check,
 };
 use serde::{Deserialize, Serialize};
@@ -62,8 +61,6 @@ use stage::Staging;
 const ROOTFS: &str = "rootfs.ext4";
 /// The record that makes a directory whole.
 const MANIFEST: &str = "manifest.json";
-/// Stagings nobody asked for this long are leaks.
-const STALE: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a source may take to say what it has: less than the command's deadline, so that the answer says why.
 const RESOLVE: Duration = Duration::from_secs(20);
@@ -102,10 +99,28 @@ impl Default for ImageOptions {
 }
 
 /// What stands in `manifest.json`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Record {
     operation: OperationId,
+    /// Other operations that found the files at their final place and published them too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    also: Vec<OperationId>,
     image: StagedImage,
+}
+
+impl Record {
+    fn new(operation: OperationId, image: StagedImage) -> Self {
+        Self { operation, also: Vec::new(), image }
+    }
+
+    /// The operations that published it.
+    fn operations(&self) -> Vec<OperationId> {
+        std::iter::once(self.operation).chain(self.also.iter().copied()).collect()
+    }
+
+    fn is_of(&self, operation: OperationId) -> bool {
+        self.operation == operation || self.also.contains(&operation)
+    }
 }
 
 type Outcome = Option<Result<StagedImage, ApiError>>;
@@ -129,6 +144,8 @@ pub struct ImageStore {
     pushes: push::Pushes,
     /// Who has the disks of VMs, once there is somebody.
     disks: OnceLock<Weak<dyn Disks>>,
+    /// Held while one of the final directories comes, goes, or changes hands: a rename and what is read before it.
+    places: Arc<Mutex<()>>,
     /// The highest epoch of a discarded staging: a late command does not begin it again.
     discarded: Mutex<HashMap<OperationId, i64>>,
 }
@@ -152,7 +169,8 @@ fn stale(fence: Fence, seen: i64) -> ApiError {
 }
 
 impl ImageStore {
-    /// Opens the images below a state directory and removes what nobody will ask for again.
+    /// Opens the images below a state directory, and removes what an earlier agent was about to remove. Stagings stay: which
+    /// operations go on only the lab knows.
     ///
     /// # Errors
     /// The directories cannot be made or read.
@@ -167,6 +185,7 @@ impl ImageStore {
             tasks: Mutex::default(),
             pushes: push::Pushes::default(),
             disks: OnceLock::new(),
+            places: Arc::default(),
             discarded: Mutex::default(),
         };
         fs::create_dir_all(store.root.join("images"))?;
@@ -175,13 +194,7 @@ impl ImageStore {
         for dir in ["images", "staging"] {
             fs::set_permissions(store.root.join(dir), fs::Permissions::from_mode(0o700))?;
         }
-        for entry in fs::read_dir(store.root.join("staging"))? {
-            let entry = entry?;
-            let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
-            if entry.file_name().as_encoded_bytes().starts_with(b".trash-") || age > STALE {
-                files::remove_dir(&entry.path())?;
-            }
-        }
+        store.sweep(Duration::ZERO)?;
         store.cache.trim()?;
         Ok(Arc::new(store))
     }
@@ -334,7 +347,7 @@ impl ImageStore {
         let staged = read_record(&self.staging(operation));
         let published = || {
             let images = files::subdirectories(&self.root.join("images")).ok()?;
-            images.iter().find_map(|dir| read_record(dir).filter(|record| record.operation == operation))
+            images.iter().find_map(|dir| read_record(dir).filter(|record| record.is_of(operation)))
         };
         staged.or_else(published).map(|record| record.image)
     }
@@ -356,37 +369,6 @@ impl ImageStore {
             Err(error) => Check::warn(NAME, format!("no image can be pulled: {}; {kept}", error.message))
                 .mend("delete VMs or images, or give the state directory more room"),
         }
-    }
-
-    /// Makes a staged image visible under its id; a repeat finds it there.
-    ///
-    /// # Errors
-    /// `failed_precondition` when nothing whole is staged.
-    pub async fn publish(&self, request: &PublishRequest) -> Result<StagedImage, ApiError> {
-        let (staged, published) = (self.staging(request.fence.operation), self.published(request.image));
-        if let Some(record) = read_record(&published).filter(|record| record.operation == request.fence.operation) {
-            return Ok(record.image);
-        }
-        let Some(record) = read_record(&staged) else {
-            return Err(ApiError::failed_precondition(format!("nothing is staged for {}", request.fence.operation)));
-        };
-        if read_record(&published).is_some_and(|there| there.image.digest == record.image.digest) {
-            // Left whole by a publication that did not come to its end.
-            remove(staged).await?;
-            self.tasks().remove(&request.fence.operation);
-            return Ok(record.image);
-        }
-        runtime::fault::point("agent/image.publish/before");
-        let rename = tokio::task::spawn_blocking(move || {
-            fs::rename(&staged, &published)?;
-            runtime::fault::point("agent/image.publish/renamed");
-            files::sync_parent(&published)?;
-            files::sync_parent(&staged)
-        });
-        let renamed = rename.await.map_err(|error| ApiError::internal(format!("the publication failed: {error}")))?;
-        renamed.map_err(|error| storage_error(&self.published(request.image), &error))?;
-        self.tasks().remove(&request.fence.operation);
-        Ok(record.image)
     }
 
     /// Ends a staging, or a push, and removes its directory.
@@ -412,21 +394,6 @@ impl ImageStore {
         }
         self.tasks().remove(&fence.operation);
         remove(self.staging(fence.operation)).await
-    }
-
-    /// Removes a published image: first out of sight, then for good.
-    ///
-    /// # Errors
-    /// The files cannot be removed.
-    pub async fn remove(&self, request: &RemoveImageRequest) -> Result<(), ApiError> {
-        let (dir, trash) =
-            (self.published(request.image), self.root.join("staging").join(format!(".trash-{}", request.image)));
-        match fs::rename(&dir, &trash) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(storage_error(&dir, &error)),
-        }
-        remove(trash).await
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<OperationId, Task>> {

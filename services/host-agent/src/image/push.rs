@@ -38,6 +38,11 @@ impl Pushes {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether one goes on, and the highest epoch seen of it; nothing when there is none.
+    pub(super) fn activity(&self, operation: OperationId) -> Option<(bool, i64)> {
+        self.all().get(&operation).map(|push| (push.outcome.borrow().is_none(), push.epoch))
+    }
+
     /// Ends one and forgets it; none is fine.
     ///
     /// # Errors

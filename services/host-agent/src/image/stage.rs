@@ -96,7 +96,7 @@ impl Staging {
         runtime::fault::point("agent/image.stage/written");
         let operation = self.operation;
         self.blocking(move |dir, _, _| {
-            let record = serde_json::to_vec_pretty(&Record { operation, image: image.clone() })
+            let record = serde_json::to_vec_pretty(&Record::new(operation, image.clone()))
                 .map_err(|error| ApiError::internal(error.to_string()))?;
             let path = dir.join(MANIFEST);
             files::write_atomically(&path, &record, 0o644).map_err(|error| storage_error(&path, &error))?;

@@ -13,17 +13,19 @@ use std::{
 };
 
 use contract::{
-    OperationId, VmId,
-    agent::{Fence, VmCommand},
+    ApiError, OperationId, VmId,
+    agent::{Fence, ReclaimRequest, VmCommand},
     doctor::{Check, ExamineRequest, Findings, Leak, LeakKind},
 };
 use nix::sys::signal::Signal;
 
 use super::{Vms, checks};
-use crate::{files, net::Tap, vmm::process::Process};
+use crate::{handles::Found, net::Tap, vmm::process::Process};
 
 /// How often this host looks for what nobody owns.
 const EVERY: Duration = Duration::from_secs(60);
+/// What an agent that died was about to remove is removed when nobody can be at it any more.
+const TRASH_KEPT: Duration = Duration::from_secs(600);
 /// Files younger than this may belong to a row that is just being written.
 const SETTLED: Duration = Duration::from_secs(60);
 
@@ -34,7 +36,13 @@ pub async fn run(vms: Arc<Vms>) {
         tick.tick().await;
         vms.deps.lab.retry_pool();
         let here = vms.clone();
-        match tokio::task::spawn_blocking(move || here.strays(true)).await {
+        let round = move || {
+            if let Err(error) = here.deps.images.sweep(TRASH_KEPT) {
+                tracing::warn!(%error, "removed images still take disk space");
+            }
+            here.strays(true)
+        };
+        match tokio::task::spawn_blocking(round).await {
             Ok(leaks) => {
                 for leak in leaks {
                     tracing::warn!(?leak, "an object nobody owns");
@@ -147,6 +155,20 @@ impl Vms {
         Findings { checks, leaks, clock_ms: Some(super::owner::now_ms()) }
     }
 
+    /// Removes the directory of an image that has no row. VMs of this host that the lab has lost keep what their disks build on.
+    ///
+    /// # Errors
+    /// `failed_precondition` when a VM's disk builds on it, or it is not any more what the request says.
+    pub async fn reclaim(&self, request: ReclaimRequest) -> Result<(), ApiError> {
+        let all =
+            self.deps.dirs.all().map_err(|error| ApiError::internal(format!("the VMs cannot be listed: {error}")))?;
+        let builds_on = |found: &Found| matches!(found, Found::Whole(handles) if handles.spec.image == request.image);
+        if let Some((vm, _)) = all.iter().find(|(_, found)| builds_on(found)) {
+            return Err(ApiError::failed_precondition(format!("the disk of the VM {vm} on this host builds on it")));
+        }
+        self.deps.images.reclaim(&request).await
+    }
+
     fn files_without_rows(&self, rows: &ExamineRequest) -> Vec<Leak> {
         let mut leaks = Vec::new();
         let id = |path: &Path| path.file_name()?.to_str()?.parse::<VmId>().ok();
@@ -173,11 +195,9 @@ impl Vms {
         for path in settled(&self.deps.state_dir.join("images")) {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if !rows.images.iter().any(|image| image.to_string() == name) {
-                let used = self.deps.dirs.all().unwrap_or_default().into_iter().any(|(_, found)| {
-                    matches!(found, crate::handles::Found::Whole(handles) if handles.spec.image.to_string() == name)
-                });
-                let found = leak(LeakKind::Image, path.display().to_string());
-                leaks.push(mended(found, rows.fix && !used, || files::remove_dir(&path)));
+                let mut found = leak(LeakKind::Image, path.display().to_string());
+                found.why = Some("`warren image gc` removes it, or says why it must not".to_owned());
+                leaks.push(found);
             }
         }
         leaks

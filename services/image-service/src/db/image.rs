@@ -12,9 +12,10 @@ use super::parsed;
 use crate::domain::reference::Prefix;
 
 /// The columns [`read`] reads, without the name.
-const COLUMNS: &str = "i.id, i.digest, i.source, i.architecture, i.rootfs_bytes, i.config, i.created_at, \
+const COLUMNS: &str = "i.id, i.digest, i.source, i.architecture, i.rootfs_bytes, i.config, i.created_at, i.unnamed_at, \
      array(select m.name from image.name m where m.image_id = i.id order by m.name) as names, \
-     array(select r.host_id from image.replica r where r.image_id = i.id order by r.host_id) as hosts";
+     array(select r.host_id from image.replica r where r.image_id = i.id and r.missing_at is null order by r.host_id) as hosts, \
+     array(select r.host_id from image.replica r where r.image_id = i.id and r.missing_at is not null order by r.host_id) as missing";
 
 /// How an image is called that was not asked for by name: by its first name, or by the first digits of its digest, which
 /// find it too.
@@ -56,7 +57,7 @@ pub async fn image_get(client: &impl GenericClient, id: ImageId) -> Result<Optio
     client.query_opt(&statement, &[&id.0]).await?.as_ref().map(read).transpose()
 }
 
-/// The image of that digest, and the hosts that hold it.
+/// The image of that digest, and the hosts that hold it whole.
 ///
 /// # Errors
 /// The database could not.
@@ -93,13 +94,18 @@ fn read(row: &Row) -> Result<Image, StoreError> {
     let config: ImageConfig = serde_json::from_value(row.try_get::<_, Value>("config")?)
         .map_err(|error| StoreError::Schema(format!("column config cannot be read: {error}")))?;
     let names: Vec<String> = row.try_get("names")?;
+    // The note may be older than the name.
+    let unnamed = names.is_empty();
     let names = names.iter().map(|name| {
         name.parse().map_err(|error| StoreError::Schema(format!("a name of an image is {name:?}: {error}")))
     });
-    let hosts: Vec<String> = row.try_get("hosts")?;
-    let hosts = hosts.iter().map(|host| {
-        host.parse::<HostId>().map_err(|error| StoreError::Schema(format!("column host_id holds {host:?}: {error}")))
-    });
+    let hosts = |column| -> Result<Vec<HostId>, StoreError> {
+        let hosts: Vec<String> = row.try_get(column)?;
+        let parsed = |host: &String| {
+            host.parse().map_err(|error| StoreError::Schema(format!("column host_id holds {host:?}: {error}")))
+        };
+        hosts.iter().map(parsed).collect()
+    };
     Ok(Image {
         id: ImageId(row.try_get("id")?),
         name: parsed(row, "name")?,
@@ -109,7 +115,9 @@ fn read(row: &Row) -> Result<Image, StoreError> {
         architecture: row.try_get("architecture")?,
         rootfs_bytes: bytes.unsigned_abs(),
         config,
-        hosts: hosts.collect::<Result<_, _>>()?,
+        hosts: hosts("hosts")?,
+        missing: hosts("missing")?,
+        unnamed_at: row.try_get::<_, Option<_>>("unnamed_at")?.filter(|_| unnamed),
         created_at: row.try_get("created_at")?,
     })
 }

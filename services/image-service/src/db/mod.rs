@@ -6,9 +6,14 @@ pub mod child;
 pub mod image;
 pub mod kernel;
 pub mod lookup;
+pub mod maker;
 pub mod name;
 pub mod publication;
+pub mod reconciler;
 pub mod removal;
+pub mod replica;
+pub mod stock;
+pub mod unnamed;
 pub mod usage;
 pub mod withdrawal;
 

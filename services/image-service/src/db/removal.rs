@@ -53,6 +53,20 @@ pub async fn removal_list(client: &impl GenericClient, image: ImageId) -> Result
     client.query(&statement, &[&image.0]).await?.iter().map(read).collect()
 }
 
+/// What all hosts owe, and why they have not done it yet, where that is known.
+///
+/// # Errors
+/// The database could not.
+pub async fn removal_all(client: &impl GenericClient) -> Result<Vec<(Removal, Option<String>)>, StoreError> {
+    let statement = client
+        .prepare_cached(
+            "select image_id, host_id, operation_id, epoch, reason from image.removal order by host_id, image_id",
+        )
+        .await?;
+    let rows = client.query(&statement, &[]).await?;
+    rows.iter().map(|row| Ok((read(row)?, row.try_get("reason")?))).collect()
+}
+
 /// Takes one removal whose turn has come; nobody else tries it for `pause`.
 ///
 /// # Errors

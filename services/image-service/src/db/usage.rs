@@ -19,15 +19,30 @@ pub struct Users {
     pub names: Vec<String>,
 }
 
+/// The VMs that use an image on a host.
+///
+/// # Errors
+/// The database could not.
+pub async fn replica_users(client: &impl GenericClient, id: ImageId, host: &str) -> Result<Users, StoreError> {
+    users(client, id, Some(host)).await
+}
+
 /// The VMs that use an image.
 ///
 /// # Errors
 /// The database could not.
 pub async fn image_users(client: &impl GenericClient, id: ImageId) -> Result<Users, StoreError> {
+    users(client, id, None).await
+}
+
+async fn users(client: &impl GenericClient, id: ImageId, host: Option<&str>) -> Result<Users, StoreError> {
     let statement = client
-        .prepare_cached("select count(*) over () as count, name from vm.vm where image_id = $1 order by name limit $2")
+        .prepare_cached(
+            "select count(*) over () as count, name from vm.vm \
+             where image_id = $1 and ($3::text is null or host_id = $3) order by name limit $2",
+        )
         .await?;
-    let rows = client.query(&statement, &[&id.0, &NAMED_MAX]).await?;
+    let rows = client.query(&statement, &[&id.0, &NAMED_MAX, &host]).await?;
     let count: i64 = rows.first().map_or(Ok(0), |row| row.try_get("count"))?;
     let names = rows.iter().map(|row| row.try_get("name")).collect::<Result<_, _>>()?;
     Ok(Users { count: count.unsigned_abs(), names })

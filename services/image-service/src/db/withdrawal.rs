@@ -19,6 +19,8 @@ pub enum Taken<'a> {
     All,
     /// This name, where it means the image.
     Name(&'a ImageName),
+    /// None: the image goes if it has none.
+    Nothing,
     /// What this operation made of the name, which means again what it meant before.
     Made(&'a ImageName),
 }
@@ -68,6 +70,9 @@ async fn withdraw(client: &mut Client, fence: Fence, id: ImageId, taken: Taken<'
     }
     let left = transaction.prepare_cached("select name from image.name where image_id = $1 limit 1").await?;
     if transaction.query_opt(&left, &[&id.0]).await?.is_some() {
+        if let Taken::Nothing = taken {
+            return Ok(Withdrawn::Named);
+        }
         let event = json!({ "names": names });
         outbox::push(&transaction, &subject::event("image", id, "untagged"), &event).await?;
         return ended(transaction, fence, Withdrawn::Named).await;
@@ -104,6 +109,7 @@ async fn take_names(
     taken: Taken<'_>,
 ) -> Result<Vec<String>, StoreError> {
     let one = match taken {
+        Taken::Nothing => return Ok(Vec::new()),
         Taken::All => None,
         Taken::Name(name) | Taken::Made(name) => Some(name),
     };
@@ -117,7 +123,7 @@ async fn take_names(
     let names = rows.iter().filter(|row| row.get(1)).map(|row| row.get(0)).collect();
     match taken {
         // After the image is locked.
-        Taken::All => {}
+        Taken::Nothing | Taken::All => {}
         Taken::Name(name) => {
             let delete = transaction.prepare_cached("delete from image.name where name = $1 and image_id = $2").await?;
             transaction.execute(&delete, &[&name.as_str(), &id.0]).await?;

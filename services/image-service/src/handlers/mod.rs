@@ -3,6 +3,7 @@
 mod build;
 mod build_log;
 mod delete;
+mod gc;
 mod get;
 mod kernel;
 mod list;
@@ -19,12 +20,16 @@ use contract::{ApiError, Verb, deadline, image};
 use operations::Submitter;
 use store::Store;
 
+use crate::reconciler::Reconciler;
+
 /// What handlers work with.
 pub struct App {
     /// The database.
     pub store: Store,
     /// Accepts operations.
     pub submitter: Submitter,
+    /// Compares images with hosts.
+    pub reconciler: Reconciler,
 }
 
 /// Serves one verb with a handler that takes the app.
@@ -54,6 +59,7 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<image::List, _>(service, app, list::handle).await?;
     serve::<image::Get, _>(service, app, get::handle).await?;
     serve::<image::Delete, _>(service, app, delete::handle).await?;
+    serve::<image::Gc, _>(service, app, gc::handle).await?;
     serve::<image::Tag, _>(service, app, tag::handle).await?;
     serve::<image::Rename, _>(service, app, rename::handle).await?;
     kernel::serve_all(service, app).await

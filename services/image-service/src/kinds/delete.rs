@@ -102,7 +102,7 @@ impl Step<Delete> for Withdraw {
 }
 
 /// Has every host remove the files; answers with those that could not.
-async fn remove_files(cx: &Context, image: ImageId) -> Result<Vec<HostId>, StoreError> {
+pub(super) async fn remove_files(cx: &Context, image: ImageId) -> Result<Vec<HostId>, StoreError> {
     let client = cx.store().client().await?;
     let removals = removal_list(&client, image).await?;
     drop(client);

@@ -5,6 +5,7 @@
 
 mod agent;
 mod build;
+mod collect;
 mod delete;
 mod kernel;
 mod name;
@@ -20,6 +21,7 @@ use contract::{ApiError, ImageId, ImageName};
 use operations::EngineBuilder;
 
 pub use build::{Build, BuildOrder, BuildStep};
+pub use collect::{Collect, CollectOrder};
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
 pub use kernel::{
     Import, ImportOrder, KernelDelete, KernelDeleteOrder, KernelPlace, KernelPlaceOrder, kernel_remove_once,
@@ -39,7 +41,8 @@ pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let (build, step) = (Build::new(turns.clone()), BuildStep::new(turns.clone()));
     let engine = engine.kind(build).kind(step);
     let engine = engine.kind(Import::new(turns.clone())).kind(KernelPlace::new(turns.clone())).kind(KernelDelete);
-    engine.kind(Pull::new(turns)).kind(promote).kind(Delete).kind(Push).kind(Tag).kind(Rename)
+    let engine = engine.kind(Pull::new(turns)).kind(promote);
+    engine.kind(Delete).kind(Collect).kind(Push).kind(Tag).kind(Rename)
 }
 
 /// What operations on this image exclude each other by.

@@ -7,12 +7,15 @@
 use async_trait::async_trait;
 use contract::{ApiError, HostId, ImageId, ImageName, agent::StagedImage, image::Image};
 use operations::{Context, Kind, Step, StepError};
+use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{agent, name_taken};
 use crate::db::{
     name::{Held, name_hold},
+    publication::Holding,
     removal::{removal_done, removal_list},
+    usage::Users,
     withdrawal::{Taken, Withdrawn, image_withdraw},
 };
 
@@ -157,10 +160,14 @@ async fn publish<K: Makes>(
     }
     check_holder(&held, made, &staged.digest).await?;
     let image = held.image(made.id, &made.source, staged).await?;
-    if !held.replicated(image, host).await? {
-        agent::publish(cx, host, image).await?;
-        runtime::fault::point(&format!("{}/publish/renamed", K::NAME));
-        held.replicate(image, host).await?;
+    match held.replica(image, host).await? {
+        Holding::Whole => {}
+        Holding::Lost(users) => return Err(StepError::permanent(lost(&staged.digest, host, &users))),
+        Holding::Absent | Holding::Missing => {
+            agent::publish(cx, host, image).await?;
+            runtime::fault::point(&format!("{}/publish/renamed", K::NAME));
+            held.replicate(image, host).await?;
+        }
     }
     held.point(image, "published").await?.ok_or_else(|| StepError::retry(claim_lost()))
 }
@@ -201,15 +208,27 @@ pub async fn attach(
     if !held.keep(image).await? {
         return Ok(None);
     }
-    if let Some(host) = host
-        && !held.replicated(image, host).await?
-    {
+    let here = match host {
+        Some(host) => held.replica(image, host).await? == Holding::Whole,
+        None => held.anywhere(image).await?,
+    };
+    if !here {
         return Ok(None);
     }
     let digest = held.digest(image).await?.unwrap_or_default();
     check_holder(&held, made, &digest).await?;
     let image = held.point(image, "published").await?;
     image.map(Some).ok_or_else(|| StepError::retry(claim_lost()))
+}
+
+/// What a pull is told whose host has VMs that build on files that are gone.
+fn lost(digest: &str, host: &HostId, users: &Users) -> ApiError {
+    ApiError::failed_precondition(format!(
+        "{host} has lost its files of the image {digest}, and the disks of its VMs build on them: {}",
+        users.names.join(", ")
+    ))
+    .hint("bring the directory back from a backup, delete these VMs, or pull to another host with `--host`")
+    .details(json!({ "vms": users.names, "count": users.count }))
 }
 
 /// What a worker is told whose lease ran out; nobody else ever reads it.

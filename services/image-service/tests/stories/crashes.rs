@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use contract::{
     ErrorCode, OperationId,
-    image::Pull,
+    image::{Gc, GcKind, GcOutcome, Pull},
     operation::{Cancel, Operation, OperationState},
 };
 use futures::{StreamExt, stream};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use testkit::{Postgres, wait_until};
 use tokio::process::{Child, Command};
 
+use crate::gc::{operation, pull_on, told};
 use crate::lab::{BOUND, Lab, count, image_of, registry};
 
 /// How many labs at once: each has a nats-server and a service.
@@ -51,6 +52,9 @@ impl Crash {
             .env("WARREN_DATABASE_URL", &self.lab.config.database_url)
             .env("WARREN_FAULT", self.point)
             .env("WARREN_FAULT_MARK", self.mark())
+            .env("WARREN_IMAGE_RECONCILE", "0")
+            .env("WARREN_IMAGE_GC_AGE", "60")
+            .env("WARREN_IMAGE_GC_GRACE", "0")
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -228,6 +232,66 @@ async fn a_tag_and_a_rename_killed_at_each_point_end_well() {
         assert_eq!(image_of(&lab.ended(id).await).id, image.id, "{point}");
         assert_eq!(lab.image("new").await.unwrap().names.len(), left, "{point}");
         lab.delete(&image.id.to_string()).await.unwrap();
+        lab.assert_nothing_left().await;
+    };
+    stream::iter(points).map(story).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+}
+
+#[tokio::test]
+async fn a_collection_of_garbage_killed_at_each_point_is_done_by_the_next() {
+    let points = [
+        "image.gc/staging/mended",
+        "image.gc/directory/mended",
+        "image.gc/missing/mended",
+        "image.gc/host_gone/before",
+        "image.gc/unnamed/submitted",
+        "image.collect/collect/before",
+        "image.collect/collect/withdrawn",
+        "image.collect/collect/after",
+        "image.collect/collect/recorded",
+    ];
+    let postgres = &Postgres::start().await;
+    let story = |point| async move {
+        let crash = Crash::on(postgres, point).await;
+        let child = crash.start().await;
+        let lab = &crash.lab;
+        let sql = lab.sql().await;
+        let old = pull_on(lab, "debian", "debian", "h1").await.unwrap();
+        lab.host.push(&registry("debian"), "of today");
+        let new = pull_on(lab, "debian", "debian", "h1").await.unwrap();
+        let ended = operation(lab, "failed").await;
+        lab.host.leave_staging(ended);
+        lab.host.leave_image(contract::ImageId::new(), &[ended]);
+        lab.host.lose(new.id);
+        sql.execute("insert into image.replica (image_id, host_id) values ($1, 'gone')", &[&new.id.0]).await.unwrap();
+        let long_ago = "update image.image set unnamed_at = now() - interval '1 hour' where id = $1";
+        sql.execute(long_ago, &[&old.id.0]).await.unwrap();
+
+        let died = crash.died(child);
+        tokio::pin!(died);
+        tokio::select! {
+            _ = lab.call::<Gc>(json!({}), None) => died.await,
+            () = &mut died => {}
+        }
+        sql.execute("update image.reconciler set until = now()", &[]).await.unwrap();
+        let _child = crash.start().await;
+        lab.gc(false).await;
+        wait_until("all but the lost one gone", BOUND, async || {
+            (lab.host.images().is_empty() && lab.host.staging().is_empty()).then_some(())
+        })
+        .await;
+        wait_until("the collection's end", BOUND, async || {
+            let open = "select count(*) from operations.operation where state in ('queued', 'running')";
+            (count(&sql, open).await == 0).then_some(())
+        })
+        .await;
+        let report = lab.gc(true).await;
+        assert_eq!(told(&report), [(GcKind::Missing, new.id.to_string(), GcOutcome::Left)], "{point}");
+        let shown = lab.image("debian").await.unwrap();
+        assert_eq!((shown.hosts.len(), shown.missing.as_slice()), (0, [lab.host.id.clone()].as_slice()), "{point}");
+        pull_on(lab, "debian", "debian", "h1").await.unwrap();
+        assert_eq!(told(&lab.gc(true).await), [], "{point}");
+        lab.delete("debian").await.unwrap();
         lab.assert_nothing_left().await;
     };
     stream::iter(points).map(story).buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;

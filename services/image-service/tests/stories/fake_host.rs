@@ -10,8 +10,9 @@ use bus::{Bus, Service};
 use contract::{
     ApiError, HostId, ImageId, MebiBytes, OperationId, VmId,
     agent::{
-        Fence, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageResolve, ImageStage, PushStatus, PushedBundle,
-        ResolvedImage, StageStatus, StagedImage,
+        Fence, ImageDiscard, ImageHere, ImageInventory, ImagePublish, ImagePush, ImageReclaim, ImageRemove,
+        ImageResolve, ImageStage, Inventory, PushStatus, PushedBundle, ResolvedImage, StageStatus, StagedImage,
+        StagingHere,
     },
     host::{self, Capacity, Empty, Host, HostList, HostState},
     image::ImageConfig,
@@ -26,7 +27,7 @@ use tokio::sync::Notify;
 pub struct FakeHost {
     pub id: HostId,
     inner: Arc<Inner>,
-    _service: Service,
+    service: Service,
 }
 
 struct Inner {
@@ -54,6 +55,16 @@ struct State {
     /// What sources mean that were pushed to anew; others mean what they are called.
     pushed: BTreeMap<String, String>,
     images: BTreeMap<ImageId, StagedImage>,
+    /// Who published each image.
+    makers: BTreeMap<ImageId, Vec<OperationId>>,
+    /// Images whose root filesystem is cut.
+    damaged: BTreeSet<ImageId>,
+    /// Names of nobody's.
+    strays: Vec<String>,
+    /// How old everything is.
+    age_s: u64,
+    /// How often the inventory was asked for.
+    listed: usize,
 }
 
 impl State {
@@ -98,6 +109,33 @@ fn staged(content: &str) -> StagedImage {
 impl FakeHost {
     /// Serves the commands about images.
     pub async fn start(bus: &Bus, id: &str) -> Self {
+        let host = Self::old(bus, id).await;
+        let inner = host.inner.clone();
+        let inventory = host.service.serve_agent::<ImageInventory, _>(&host.id, move |_, request| {
+            let host = inner.clone();
+            async move { host.inventory(request.after) }
+        });
+        inventory.await.unwrap();
+        let inner = host.inner.clone();
+        let reclaim = host.service.serve_agent::<ImageReclaim, _>(&host.id, move |_, request| {
+            let host = inner.clone();
+            async move {
+                let mut state = host.state.lock().unwrap();
+                if state.makers.get(&request.image).is_some_and(|makers| *makers != request.operations) {
+                    return Err(ApiError::failed_precondition("it was published anew since it was listed"));
+                }
+                state.images.remove(&request.image);
+                state.makers.remove(&request.image);
+                Ok(Empty {})
+            }
+        });
+        reclaim.await.unwrap();
+        host.service.ready().await.unwrap();
+        host
+    }
+
+    /// One whose agent is older than the inventory.
+    pub async fn old(bus: &Bus, id: &str) -> Self {
         let id: HostId = id.parse().unwrap();
         let inner = Arc::new(Inner { state: Mutex::default(), changed: Notify::new() });
         let service = bus.service("host-agent", "0.1.0", "a fake").await.unwrap();
@@ -144,6 +182,7 @@ impl FakeHost {
                 let mut state = host.state.lock().unwrap();
                 state.admit(request.fence)?;
                 state.images.remove(&request.image);
+                state.makers.remove(&request.image);
                 Ok(Empty {})
             }
         });
@@ -155,7 +194,7 @@ impl FakeHost {
         });
         push.await.unwrap();
         service.ready().await.unwrap();
-        Self { id, inner, _service: service }
+        Self { id, inner, service }
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -212,6 +251,48 @@ impl FakeHost {
 
     pub fn images(&self) -> Vec<ImageId> {
         self.change(|state| state.images.keys().copied().collect())
+    }
+
+    /// Leaves a staging of an operation there, as if its discard had never come.
+    pub fn leave_staging(&self, operation: OperationId) {
+        self.change(|state| state.staging.insert(operation, "left".into()));
+    }
+
+    /// Leaves an image's directory there that these operations published.
+    pub fn leave_image(&self, image: ImageId, makers: &[OperationId]) {
+        self.change(|state| {
+            state.images.insert(image, staged("left"));
+            state.makers.insert(image, makers.to_vec());
+        });
+    }
+
+    /// The directory is lost.
+    pub fn lose(&self, image: ImageId) {
+        self.change(|state| state.images.remove(&image));
+    }
+
+    /// The directory is back.
+    pub fn bring_back(&self, image: ImageId, content: &str) {
+        self.change(|state| {
+            state.images.insert(image, staged(content));
+            state.damaged.remove(&image);
+        });
+    }
+
+    pub fn damage(&self, image: ImageId) {
+        self.change(|state| state.damaged.insert(image));
+    }
+
+    pub fn stray(&self, name: &str) {
+        self.change(|state| state.strays.push(name.into()));
+    }
+
+    pub fn set_age(&self, age_s: u64) {
+        self.change(|state| state.age_s = age_s);
+    }
+
+    pub fn listed(&self) -> usize {
+        self.change(|state| state.listed)
     }
 }
 
@@ -278,6 +359,37 @@ impl Inner {
         }
     }
 
+    fn inventory(&self, after: Option<ImageId>) -> Result<Inventory, ApiError> {
+        let mut state = self.state.lock().unwrap();
+        state.listed += 1;
+        if state.away {
+            state.refused += 1;
+            return Err(ApiError::unavailable("the fake host is away"));
+        }
+        let image = |(id, there): (&ImageId, &StagedImage)| ImageHere {
+            image: *id,
+            digest: Some(there.digest.clone()),
+            damage: state.damaged.contains(id).then(|| "it is cut".to_owned()),
+            operations: state.makers.get(id).cloned().unwrap_or_default(),
+            disk_bytes: 4096,
+            age_s: state.age_s,
+        };
+        let staging = |operation: &OperationId| StagingHere {
+            operation: *operation,
+            working: false,
+            epoch: state.epochs.get(operation).copied().unwrap_or(0),
+            disk_bytes: 512,
+            age_s: state.age_s,
+        };
+        // One a page.
+        let mut rest = state.images.iter().filter(|(id, _)| after.is_none_or(|after| **id > after));
+        let (images, more) = (rest.next().map(image).into_iter().collect(), rest.next().is_some());
+        let first = after.is_none();
+        let stagings = state.staging.keys().filter(|_| first).map(staging).collect();
+        let strays = if first { state.strays.clone() } else { vec![] };
+        Ok(Inventory { images, more, stagings, strays })
+    }
+
     async fn publish(&self, fence: Fence, image: ImageId) -> Result<StagedImage, ApiError> {
         {
             let mut state = self.state.lock().unwrap();
@@ -291,6 +403,11 @@ impl Inner {
                 if !state.renames_blocked {
                     state.renaming -= 1;
                     if let Some(source) = state.staging.remove(&fence.operation) {
+                        let makers = state.makers.entry(image).or_default();
+                        makers.push(fence.operation);
+                        if state.damaged.remove(&image) || !state.images.contains_key(&image) {
+                            state.makers.insert(image, vec![fence.operation]);
+                        }
                         state.images.insert(image, staged(&source));
                     }
                     let published = state.images.get(&image).cloned();
@@ -356,6 +473,11 @@ impl FakeRegistry {
         vms.retain(|known| known.name != vm.name);
         vms.push(vm);
         id
+    }
+
+    /// The lab has it no more.
+    pub fn forget(&self, id: &str) {
+        self.hosts.lock().unwrap().retain(|known| known.id.as_str() != id);
     }
 
     /// Adds a host with that many MiB of free disk, or changes it.

@@ -6,10 +6,10 @@ use bus::{Bus, BusConfig, CallOptions};
 use contract::{
     ApiError, OperationId, Verb,
     host::HostState,
-    image::{Delete, Get, Image, ImageRef, Pull},
+    image::{Delete, Gc, GcReport, Get, Image, ImageRef, Pull},
     operation::{self, Operation, OperationState, WaitRequest},
 };
-use image_service::{Config, Server};
+use image_service::{Config, Server, reconciler::Settings};
 use serde_json::{Value, json};
 use testkit::{Nats, Postgres, wait_until};
 
@@ -37,7 +37,13 @@ pub fn registry(name: &str) -> String {
 impl Lab {
     /// With the service running, and one host `h1`.
     pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// The same, collecting garbage so.
+    pub async fn start_with(set: impl FnOnce(&mut Settings)) -> Self {
         let mut lab = Self::engines().await;
+        set(&mut lab.config.gc);
         lab.server = Some(Server::start(lab.config.clone()).await.unwrap());
         lab
     }
@@ -54,7 +60,8 @@ impl Lab {
     pub async fn on(database_url: String) -> Self {
         let nats = Nats::start().await;
         let pool = store::StoreConfig::default();
-        let config = Config { nats_url: nats.url(), nats_credentials: None, database_url, pool };
+        let gc = Settings { every: None, ..Settings::default() };
+        let config = Config { nats_url: nats.url(), nats_credentials: None, database_url, pool, gc };
         let store = store::Store::connect(&config.database_url, config.pool).await.unwrap();
         store.migrate().await.unwrap();
         let bus = Bus::connect(&BusConfig::new(nats.url(), "test")).await.unwrap();
@@ -110,6 +117,11 @@ impl Lab {
 
     pub async fn sql(&self) -> tokio_postgres::Client {
         connect(&self.config.database_url).await
+    }
+
+    /// A round of the reconciler.
+    pub async fn gc(&self, dry_run: bool) -> GcReport {
+        self.call::<Gc>(json!({ "dry_run": dry_run }), None).await.unwrap()
     }
 
     /// Waits until nothing is left of any image: no row, no file, nothing owed.

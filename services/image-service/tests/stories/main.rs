@@ -7,6 +7,8 @@ mod deletes;
 mod fake_host;
 mod fake_kernels;
 mod fake_vms;
+mod gc;
+mod gc_races;
 mod kernels;
 mod lab;
 mod names;

@@ -54,6 +54,47 @@ pub async fn host_rows(client: &impl GenericClient, host: Option<&HostId>) -> Re
         .collect()
 }
 
+/// How the lab's images are, as image-service's reconciler found them.
+#[derive(Clone, Debug)]
+pub struct ImageHealth {
+    /// How long ago the last comparison of images with hosts ended, in seconds; none has ended yet when absent.
+    pub compared_s: Option<i64>,
+    /// What it found.
+    pub report: Option<serde_json::Value>,
+    /// Replicas whose files are gone, as `<image>` on `<host>`, with the VMs whose disks build on them.
+    pub missing: Vec<(String, HostId, i64)>,
+}
+
+/// Looks at the lab's images.
+///
+/// # Errors
+/// The database could not.
+pub async fn image_health(client: &impl GenericClient) -> Result<ImageHealth, StoreError> {
+    let statement = client
+        .prepare_cached(
+            "select extract(epoch from clock_timestamp() - ended_at)::bigint as compared_s, report from image.reconciler",
+        )
+        .await?;
+    let reconciler = client.query_one(&statement, &[]).await?;
+    let statement = client
+        .prepare_cached(
+            "select coalesce((select min(n.name) from image.name n where n.image_id = r.image_id), \
+                r.image_id::text) as image, r.host_id, \
+                (select count(*) from vm.vm v where v.image_id = r.image_id and v.host_id = r.host_id) as vms \
+             from image.replica r where r.missing_at is not null order by image, r.host_id",
+        )
+        .await?;
+    let missing = client.query(&statement, &[]).await?;
+    Ok(ImageHealth {
+        compared_s: reconciler.try_get("compared_s")?,
+        report: reconciler.try_get("report")?,
+        missing: missing
+            .iter()
+            .map(|row| Ok((row.try_get("image")?, parsed(row, "host_id")?, row.try_get("vms")?)))
+            .collect::<Result<_, StoreError>>()?,
+    })
+}
+
 /// How the lab is as a whole.
 #[derive(Clone, Debug)]
 pub struct LabHealth {

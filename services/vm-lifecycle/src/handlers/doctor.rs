@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bus::RequestContext;
@@ -11,12 +11,13 @@ use contract::{
     agent::{HostExamine, VmList},
     doctor::{Check, DoctorReply, DoctorRequest, ExamineRequest, Findings, HostFindings, Leak, LeakKind, Verdict},
     host::Empty,
+    image::{Gc, GcReport, GcRequest},
 };
 use futures::future::join_all;
 use store::StoreError;
 
 use super::App;
-use crate::db::examine::{HostRows, host_rows, lab_health};
+use crate::db::examine::{HostRows, ImageHealth, host_rows, image_health, lab_health};
 
 /// Examines the lab and its hosts. What was mended is looked at again, so that the reply says what is true afterwards.
 pub async fn handle(app: Arc<App>, _: RequestContext, request: DoctorRequest) -> Result<DoctorReply, ApiError> {
@@ -25,6 +26,9 @@ pub async fn handle(app: Arc<App>, _: RequestContext, request: DoctorRequest) ->
         return Err(ApiError::not_found(format!("there is no host {host}")).hint("`warren host ls` lists the hosts"));
     }
     let mut hosts = vec![HostFindings { host: None, findings: lab(&app).await? }];
+    if request.fix {
+        collect(&app).await;
+    }
     let mut examined = join_all(rows.iter().map(|host| examine(&app, host, request.fix))).await;
     if request.fix {
         let fixed: Vec<Vec<Leak>> = examined
@@ -39,6 +43,16 @@ pub async fn handle(app: Arc<App>, _: RequestContext, request: DoctorRequest) ->
     }
     hosts.extend(examined);
     Ok(DoctorReply { hosts })
+}
+
+/// Has image-service remove what nobody owns of images: it knows which operations go on.
+async fn collect(app: &App) {
+    let collected = app.bus.call::<Gc>(&GcRequest { dry_run: false });
+    match tokio::time::timeout(COLLECT, collected).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "garbage of images was not collected"),
+        Err(_) => tracing::warn!("garbage of images is still being collected"),
+    }
 }
 
 async fn load(app: &App, host: Option<&HostId>) -> Result<Vec<HostRows>, StoreError> {
@@ -61,7 +75,42 @@ async fn lab(app: &App) -> Result<Findings, ApiError> {
             .mend("bring their hosts back: they are undone then by themselves (`warren op ls --state failed`)"),
     });
     checks.push(clock("the database's clock", health.clock_ms, asked));
+    checks.extend(images(&image_health(&client).await?));
     Ok(Findings { checks, ..Findings::default() })
+}
+
+/// How long a doctor waits for image-service: within its own time.
+const COLLECT: Duration = Duration::from_secs(10);
+
+/// What image-service's reconciler found, and the replicas whose files are gone: worth mending, and a failure where VMs' disks
+/// build on them.
+fn images(health: &ImageHealth) -> Vec<Check> {
+    let report = health.report.clone().and_then(|report| serde_json::from_value::<GcReport>(report).ok());
+    let mut checks = vec![match (health.compared_s, report) {
+        (Some(ago), Some(report)) => {
+            let counts = report.counts.iter().map(|count| {
+                format!("{}: {} found, {} mended", count.kind.as_str().replace('_', " "), count.found, count.mended)
+            });
+            let counts = counts.collect::<Vec<_>>().join("; ");
+            let skipped = report.hosts.iter().filter(|host| host.skipped.is_some()).count();
+            let what = if counts.is_empty() { "all in order".to_owned() } else { counts };
+            let without =
+                if skipped > 0 { format!(" ({skipped} hosts could not be looked at)") } else { String::new() };
+            Check::pass("images", format!("compared with hosts {ago} s ago: {what}{without}"))
+        }
+        _ => Check::pass("images", "not compared with hosts yet (`warren image gc` does it now)"),
+    }];
+    for (image, host, vms) in &health.missing {
+        let what = format!("{host} has lost its files of the image {image}");
+        checks.push(if *vms == 0 {
+            Check::warn("images", what)
+                .mend(format!("pull it again with `--host {host}`, or `warren image rm {image}`"))
+        } else {
+            Check::fail("images", format!("{what}, and the disks of {vms} VMs build on them"))
+                .mend("bring the directory back from a backup, or delete these VMs")
+        });
+    }
+    checks
 }
 
 /// How far clocks may be apart: traces and lifetimes of seconds still make sense.

@@ -78,6 +78,8 @@ impl FakeImages {
             rootfs_bytes: 1 << 20,
             config: ImageConfig::default(),
             hosts: vec![],
+            missing: vec![],
+            unnamed_at: None,
             created_at: OffsetDateTime::now_utc(),
         });
         image.hosts.extend(hosts.iter().map(|host| host.parse::<HostId>().unwrap()));

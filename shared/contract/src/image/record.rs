@@ -44,6 +44,13 @@ pub struct Image {
     pub config: ImageConfig,
     /// The hosts that hold it.
     pub hosts: Vec<HostId>,
+    /// Hosts that are to hold it and were found to lack it, or to have it damaged. A pull of it to such a host brings it back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<HostId>,
+    /// Since when it is known to have no name: it is removed some time after that, once no VM uses it.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub unnamed_at: Option<OffsetDateTime>,
     /// When it was published.
     #[serde(with = "time::serde::rfc3339")]
     #[schemars(with = "String")]

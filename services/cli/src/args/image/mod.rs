@@ -1,6 +1,7 @@
 //! `warren image`: one file a verb.
 
 mod build;
+mod gc;
 mod log;
 mod ls;
 mod promote;
@@ -14,6 +15,7 @@ mod tag;
 use clap::Subcommand;
 
 pub use build::{BuildArgs, Part, Parts};
+pub use gc::GcArgs;
 pub use log::LogArgs;
 pub use ls::LsArgs;
 pub use promote::PromoteArgs;
@@ -44,6 +46,9 @@ pub enum ImageCommand {
     Tag(TagArgs),
     /// Change a name of an image
     Rename(RenameArgs),
+    /// Remove what nobody owns: stagings of operations that ended, directories without a row, images long without a name.
+    /// Replicas whose files are gone are noted, so that a pull brings them back. It is done now and then anyway
+    Gc(GcArgs),
     /// Show one image
     Show(ShowArgs),
     /// Take a name away, and with the last name the image; by id or digest, the image with all its names

@@ -23,8 +23,11 @@ pub(super) async fn run(global: &Global, format: Format, args: &LsArgs) -> Resul
         Format::Json => output::json(&list)?,
         Format::Table => {
             let last = if args.digests { "DIGEST" } else { "SOURCE" };
-            let header = ["NAME", "SIZE", "ARCH", "HOSTS", "AGE", last];
-            output::table(&header, list.images.iter().map(|image| row(image, args.digests)).collect())?;
+            let mut header = vec!["NAME", "SIZE", "ARCH", "HOSTS", "AGE", last];
+            if args.all {
+                header.push("UNNAMED FOR");
+            }
+            output::table(&header, list.images.iter().map(|image| row(image, args)).collect())?;
         }
     }
     Ok(Outcome::Done)
@@ -43,13 +46,17 @@ async fn list(client: &Client, all: bool) -> Result<ImageList, ApiError> {
     }
 }
 
-fn row(image: &Image, digests: bool) -> Vec<String> {
-    vec![
+fn row(image: &Image, args: &LsArgs) -> Vec<String> {
+    let mut row = vec![
         image.name.to_string(),
         indicatif::BinaryBytes(image.rootfs_bytes).to_string(),
         image.architecture.clone(),
         hosts(image),
         output::age(image.created_at),
-        if digests { image.digest.clone() } else { image.source.clone() },
-    ]
+        if args.digests { image.digest.clone() } else { image.source.clone() },
+    ];
+    if args.all {
+        row.push(image.unnamed_at.map(output::age).unwrap_or_default());
+    }
+    row
 }

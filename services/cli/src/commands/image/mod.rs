@@ -1,6 +1,7 @@
 //! `warren image …`: one file a verb.
 
 mod build;
+mod gc;
 mod log;
 mod ls;
 mod promote;
@@ -33,11 +34,14 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
         ImageCommand::Ls(args) => ls::run(global, format, &args).await,
         ImageCommand::Tag(args) => tag::run(global, format, args).await,
         ImageCommand::Rename(args) => rename::run(global, format, &args).await,
+        ImageCommand::Gc(args) => gc::run(global, format, &args).await,
         ImageCommand::Show(args) => show::run(global, format, args).await,
         ImageCommand::Rm(args) => rm::run(global, format, args).await,
     }
 }
 
+/// The hosts that hold it; those that lost it with a mark.
 fn hosts(image: &Image) -> String {
-    image.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    let here = image.hosts.iter().map(ToString::to_string);
+    here.chain(image.missing.iter().map(|host| format!("!{host}"))).collect::<Vec<_>>().join(",")
 }

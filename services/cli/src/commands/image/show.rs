@@ -30,6 +30,7 @@ fn show(image: &Image) -> Result<(), Failure> {
         ("architecture", image.architecture.clone()),
         ("size", indicatif::BinaryBytes(image.rootfs_bytes).to_string()),
         ("hosts", hosts(image)),
+        ("unnamed for", image.unnamed_at.map(output::age).unwrap_or_default()),
         ("entrypoint", image.config.entrypoint.join(" ")),
         ("cmd", image.config.cmd.join(" ")),
         ("env", image.config.env.join("\n")),
