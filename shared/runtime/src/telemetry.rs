@@ -1,4 +1,4 @@
-//! Telemetry: logs to standard error, spans to OTLP (gRPC) when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+//! Telemetry: logs to standard error, spans and metrics to OTLP (gRPC) when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 //!
 //! Trace ids exist without an exporter too, so that errors and operations can always name theirs.
 
@@ -9,8 +9,10 @@ use opentelemetry::{
     propagation::TextMapPropagator,
     trace::{TraceContextExt, TracerProvider},
 };
-use opentelemetry_otlp::SpanExporter;
-use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use opentelemetry_otlp::{MetricExporter, SpanExporter};
+use opentelemetry_sdk::{
+    Resource, metrics::SdkMeterProvider, propagation::TraceContextPropagator, trace::SdkTracerProvider,
+};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
@@ -22,12 +24,17 @@ const TRACEPARENT: &str = "traceparent";
 #[derive(Debug)]
 pub struct Guard {
     provider: SdkTracerProvider,
+    /// There only where metrics go somewhere.
+    meters: Option<SdkMeterProvider>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Err(error) = self.provider.shutdown() {
             eprintln!("spans could not be flushed: {error}");
+        }
+        if let Some(Err(error)) = self.meters.as_ref().map(SdkMeterProvider::shutdown) {
+            eprintln!("metrics could not be flushed: {error}");
         }
     }
 }
@@ -51,9 +58,14 @@ pub fn init(service: &'static str, version: &'static str, logs: Logs) -> anyhow:
         .with_service_name(service)
         .with_attribute(opentelemetry::KeyValue::new("service.version", version))
         .build();
-    let mut provider = SdkTracerProvider::builder().with_resource(resource);
+    let mut provider = SdkTracerProvider::builder().with_resource(resource.clone());
+    let mut meters = None;
     if std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT").is_some_and(|endpoint| !endpoint.is_empty()) {
         provider = provider.with_batch_exporter(SpanExporter::builder().with_tonic().build()?);
+        let exporter = MetricExporter::builder().with_tonic().build()?;
+        let exported = SdkMeterProvider::builder().with_resource(resource).with_periodic_exporter(exporter).build();
+        global::set_meter_provider(exported.clone());
+        meters = Some(exported);
     }
     let provider = provider.build();
     let spans = tracing_opentelemetry::layer()
@@ -69,7 +81,7 @@ pub fn init(service: &'static str, version: &'static str, logs: Logs) -> anyhow:
         lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_filter(filter).boxed()
     };
     tracing_subscriber::registry().with(spans).with(lines).try_init()?;
-    Ok(Guard { provider })
+    Ok(Guard { provider, meters })
 }
 
 /// The current span as a W3C `traceparent`, if it belongs to a trace.

@@ -16,7 +16,7 @@ pub struct Hit {
     pub digest: String,
 }
 
-/// The image that a step of this key gave, which counts as used now.
+/// The image that a step of this key gave, if a host has it still; it counts as used now.
 ///
 /// # Errors
 /// The database could not.
@@ -24,7 +24,8 @@ pub async fn cache_use(client: &impl GenericClient, key: &str) -> Result<Option<
     let statement = client
         .prepare_cached(
             "update image.build_cache c set used_at = clock_timestamp() from image.image i \
-             where c.key = $1 and i.id = c.image_id returning i.id, i.digest",
+             where c.key = $1 and i.id = c.image_id and exists (select from image.replica r \
+                where r.image_id = i.id and r.missing_at is null) returning i.id, i.digest",
         )
         .await?;
     let row = client.query_opt(&statement, &[&key]).await?;

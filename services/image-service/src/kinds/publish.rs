@@ -100,7 +100,7 @@ impl<K: Makes> Step<K> for Publish {
             let _turn = kind.turns().take().await?;
             publish::<K>(cx, &made, host, staged).await?
         };
-        // Not needed where the files were there already. What cannot be removed now goes when the agent starts anew and it is old.
+        // Not needed where the files were there already. What cannot be removed now the reconciler finds.
         if let Err(error) = agent::discard(cx, host).await {
             tracing::warn!(host.id = %host, %error, "a staging is left");
         }
@@ -160,16 +160,30 @@ async fn publish<K: Makes>(
     }
     check_holder(&held, made, &staged.digest).await?;
     let image = held.image(made.id, &made.source, staged).await?;
+    settle::<K>(cx, &held, image, &staged.digest, host).await?;
+    held.point(image, "published").await?.ok_or_else(|| StepError::retry(claim_lost()))
+}
+
+/// Brings the files to their place on the host, unless it has the image already, and takes that down.
+///
+/// # Errors
+/// VMs there build on files that are gone, or the host or the database could not.
+pub async fn settle<K: Kind>(
+    cx: &Context,
+    held: &Held<'_>,
+    image: ImageId,
+    digest: &str,
+    host: &HostId,
+) -> Result<(), StepError> {
     match held.replica(image, host).await? {
-        Holding::Whole => {}
-        Holding::Lost(users) => return Err(StepError::permanent(lost(&staged.digest, host, &users))),
+        Holding::Whole => Ok(()),
+        Holding::Lost(users) => Err(StepError::permanent(lost(digest, host, &users))),
         Holding::Absent | Holding::Missing => {
             agent::publish(cx, host, image).await?;
             runtime::fault::point(&format!("{}/publish/renamed", K::NAME));
-            held.replicate(image, host).await?;
+            Ok(held.replicate(image, host).await?)
         }
     }
-    held.point(image, "published").await?.ok_or_else(|| StepError::retry(claim_lost()))
 }
 
 /// The image an earlier try of this operation published under the name.

@@ -27,7 +27,7 @@ use crate::{
     },
     kinds::{
         agent,
-        publish::{Turns, claim_lost, take_back},
+        publish::{Turns, claim_lost, settle, take_back},
     },
 };
 
@@ -278,14 +278,10 @@ impl Step<BuildStep> for Keep {
             let own = held.holder.is_none();
             let source = format!("build of {} from {}", order.name, order.base.digest);
             let image = held.image(order.image_id, &source, staged).await?;
-            if !held.replicated(image, host).await? {
-                agent::publish(cx, host, image).await?;
-                runtime::fault::point("image.build_step/publish/renamed");
-                held.replicate(image, host).await?;
-            }
+            settle::<BuildStep>(cx, &held, image, &staged.digest, host).await?;
             held.remember(&order.key, image, own.then_some(&name)).await?.ok_or_else(lost)?
         };
-        // Not needed where the files were there already. What cannot be removed now goes when the agent starts anew and it is old.
+        // Not needed where the files were there already. What cannot be removed now the reconciler finds.
         if let Err(error) = agent::discard(cx, host).await {
             tracing::warn!(host.id = %host, %error, "a staging is left");
         }
