@@ -8,7 +8,10 @@ use clap::Args;
 use serde::Serialize;
 use testkit::lab::{Lab, LabOptions, missing_for_vms};
 
-use crate::report::table;
+use crate::{
+    process::{cpu_seconds, number},
+    report::table,
+};
 
 /// How long the agent is watched while nothing is asked of it.
 const WATCHED: Duration = Duration::from_secs(20);
@@ -101,29 +104,13 @@ async fn look(lab: &mut Lab, vms: u16) -> anyhow::Result<Taken> {
     let cpu = cpu_seconds(agent)? - before;
     let vmms = testkit::lab::vmms(&lab.state_dir(&host));
     anyhow::ensure!(vmms.len() == usize::from(vms), "{} VMMs run instead of {vms}", vmms.len());
-    let shares = vmms.iter().map(|pid| kib(*pid, "smaps_rollup", "Pss:")).collect::<anyhow::Result<Vec<_>>>()?;
+    let shares = vmms.iter().map(|pid| number(*pid, "smaps_rollup", "Pss:")).collect::<anyhow::Result<Vec<_>>>()?;
     Ok(Taken {
         vms,
-        agent_rss_mib: kib(agent, "status", "VmRSS:")? / 1024.0,
-        agent_threads: kib(agent, "status", "Threads:")? as u64,
+        agent_rss_mib: number(agent, "status", "VmRSS:")? / 1024.0,
+        agent_threads: number(agent, "status", "Threads:")? as u64,
         agent_descriptors: std::fs::read_dir(format!("/proc/{agent}/fd"))?.count(),
         agent_cpu_percent: cpu / WATCHED.as_secs_f64() * 100.0,
         vmm_pss_mib: shares.iter().fold(0.0, |sum, share| sum + share) / shares.len().max(1) as f64 / 1024.0,
     })
-}
-
-/// A number of a `/proc/<pid>` file.
-fn kib(pid: u32, file: &str, key: &str) -> anyhow::Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/{file}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("{file} lacks {key}"))?;
-    Ok(line.split_whitespace().next().unwrap_or_default().parse()?)
-}
-
-/// Processor time so far: fields 14 and 15 of `/proc/<pid>/stat`, in clock ticks of 1/100 s.
-fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let rest = stat.rsplit_once(')').context("a strange stat")?.1;
-    let ticks: Vec<f64> =
-        rest.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>().context("a strange stat")?;
-    Ok(ticks.iter().sum::<f64>() / 100.0)
 }

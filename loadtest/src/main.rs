@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use loadtest::{boot, cp, create, density, reserve, stream, taps, workspace};
+use loadtest::{boot, cp, create, density, image_pull, reserve, stream, taps, workspace};
 use runtime::telemetry;
 
 /// Load on a lab, and benchmarks of its parts.
@@ -43,6 +43,8 @@ enum Scenario {
     Stream(stream::Options),
     /// Files into a VM and out of it: `warren cp` beside scp and tar over ssh, in a lab of its own.
     Cp(cp::Options),
+    /// Images from a registry to a root filesystem: a pull beside skopeo, umoci and mke2fs, in a lab of its own.
+    ImagePull(image_pull::Options),
 }
 
 #[tokio::main]
@@ -87,6 +89,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         }
         Scenario::Workspace(options) => {
             let report = workspace::run(&options).await?;
+            (report.table(), serde_json::to_string_pretty(&report)?, report.good())
+        }
+        Scenario::ImagePull(options) => {
+            let report = image_pull::run(&options).await?;
             (report.table(), serde_json::to_string_pretty(&report)?, report.good())
         }
         Scenario::Taps(options) => {

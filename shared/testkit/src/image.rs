@@ -58,6 +58,11 @@ impl Layer {
         Ok(Self { tar: Builder::new(bytes), packing: Packing::Gzip })
     }
 
+    /// A layer of an archive in the making.
+    pub fn from_builder(tar: Builder<Vec<u8>>, packing: Packing) -> Self {
+        Self { tar, packing }
+    }
+
     /// Adds a file.
     #[must_use]
     pub fn file(mut self, path: &str, mode: u32, content: &[u8]) -> Self {
