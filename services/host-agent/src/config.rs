@@ -91,6 +91,8 @@ pub struct Config {
     pub dns: dns::Options,
     /// `WARREN_WORKSPACE_DIRS`: directories of this host that may be put into VMs, with what is below them; separated by colons.
     pub workspace_dirs: Vec<PathBuf>,
+    /// `WARREN_IMAGE_DIRS`: directories of this host whose files may become images, with what is below them; separated by colons.
+    pub image_dirs: Vec<PathBuf>,
     /// `WARREN_STREAM_ADDRESS` and `WARREN_STREAM_ADVERTISE`: where direct streams come in, and what clients are told.
     pub stream: Option<Listen>,
     /// `WARREN_INSECURE_REGISTRIES`, `WARREN_DOCKER_CONFIG`, `WARREN_IMAGE_MIRRORS`, `WARREN_IMAGE_CACHE` and `WARREN_DISK_HIGH_WATER`:
@@ -150,7 +152,8 @@ impl Config {
         }
         let publish_address = env.or("WARREN_PUBLISH_ADDRESS", Ipv4Addr::LOCALHOST);
         let dns = dns(&mut env);
-        let workspace_dirs = workspace_dirs(&mut env);
+        let workspace_dirs = directories(&mut env, "WARREN_WORKSPACE_DIRS");
+        let image_dirs = directories(&mut env, "WARREN_IMAGE_DIRS");
         let stream = stream(&mut env);
         let images = images(&mut env);
         let capacity = CapacityOverride {
@@ -179,6 +182,7 @@ impl Config {
                 publish_address,
                 dns,
                 workspace_dirs,
+                image_dirs,
                 stream,
                 images,
                 capacity,
@@ -256,14 +260,11 @@ fn uplink(env: &mut Reader) -> Uplink {
     }
 }
 
-fn workspace_dirs(env: &mut Reader) -> Vec<PathBuf> {
-    let text = env.or("WARREN_WORKSPACE_DIRS", String::new());
+fn directories(env: &mut Reader, variable: &'static str) -> Vec<PathBuf> {
+    let text = env.or(variable, String::new());
     let directories: Vec<PathBuf> = text.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
     for directory in directories.iter().filter(|directory| !directory.is_absolute() || !directory.is_dir()) {
-        env.problem(format!(
-            "WARREN_WORKSPACE_DIRS names {}, which is no directory with an absolute path",
-            directory.display()
-        ));
+        env.problem(format!("{variable} names {}, which is no directory with an absolute path", directory.display()));
     }
     directories
 }

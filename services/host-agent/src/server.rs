@@ -21,7 +21,7 @@ use crate::{
     dns::{self, Dns},
     handlers::{self, workspace::Workspaces},
     handles::VmDirs,
-    image::ImageStore,
+    image::{ImageStore, Sources},
     kernel::{self, KernelObjects, Kernels},
     net::Lab,
     registration::Registration,
@@ -48,6 +48,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let name = format!("host-agent {}", config.host);
     let nats = BusConfig { credentials: config.nats_credentials.clone(), ..BusConfig::new(&config.nats_url, name) };
     let bus = Bus::connect(&nats).await?;
+    vms.deps().images.take_from(Sources { bus: Some(bus.clone()), dirs: config.image_dirs.clone() });
     let registration =
         Registration { bus: bus.clone(), config: config.clone(), incarnation: Uuid::now_v7(), vmm, vms: vms.clone() };
     let registered = tokio::select! {

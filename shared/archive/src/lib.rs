@@ -1,7 +1,10 @@
 //! Trees of files as tar archives (pax, POSIX.1-2001): packed and unpacked in threads, a bounded [`pipe`] apart from the streams
-//! that carry them. Guests and people's machines are both ends of the same road, so both use this.
+//! that carry them. Guests and people's machines are both ends of the same road, so both use this. A single large file travels in
+//! its [`sparse`] form.
 
 pub mod pipe;
+pub mod program;
+pub mod sparse;
 
 mod pack;
 mod unpack;

@@ -3,6 +3,7 @@
 mod build;
 mod config;
 mod delete;
+mod file;
 mod gc;
 mod listing;
 mod naming;
@@ -10,6 +11,7 @@ mod promote;
 mod pull;
 mod push;
 mod record;
+mod register;
 mod source;
 
 pub use build::{
@@ -18,6 +20,7 @@ pub use build::{
 };
 pub use config::ImageConfig;
 pub use delete::DeleteRequest;
+pub use file::{FileSource, LABEL_MAX};
 pub use gc::{GC_ITEMS_MAX, GcCount, GcHost, GcItem, GcKind, GcOutcome, GcReport, GcRequest};
 pub use listing::{ImageList, ListRequest};
 pub use naming::{RenameRequest, TagRequest};
@@ -25,6 +28,7 @@ pub use promote::PromoteRequest;
 pub use pull::PullRequest;
 pub use push::PushRequest;
 pub use record::{Image, ImageRef, PREFIX_MIN};
+pub use register::RegisterRequest;
 pub use source::ImageSource;
 
 use crate::{deadline, operation::Operation, verb::verbs};
@@ -40,6 +44,8 @@ verbs! {
     Build = "warren.image.build", true, deadline::WAITING, BuildRequest => Operation;
     /// Reads what a build printed, a piece at a time.
     ReadBuildLog = "warren.image.build_log", false, deadline::BUILD_LOG, BuildLogRequest => BuildLog;
+    /// Makes an image of a root filesystem in a file or a directory. Operation `image.register`; its result is the image.
+    Register = "warren.image.register", true, deadline::WAITING, RegisterRequest => Operation;
     /// Lists images.
     List = "warren.image.list", false, deadline::QUICK, ListRequest => ImageList;
     /// Shows one image.

@@ -21,6 +21,14 @@ pub(super) struct Descriptor {
     annotations: std::collections::BTreeMap<String, String>,
 }
 
+impl Descriptor {
+    /// Of bytes that no manifest names.
+    pub(super) fn new(digest: &str, size: u64) -> Self {
+        let (media_type, annotations) = (String::new(), std::collections::BTreeMap::new());
+        Self { digest: digest.to_owned(), size, media_type, platform: None, annotations }
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 struct Platform {
     os: String,

@@ -19,6 +19,7 @@ mod progress;
 pub mod promote;
 mod pull;
 mod push;
+mod register;
 mod registry;
 mod source;
 mod stage;
@@ -48,6 +49,7 @@ pub use cache::CacheUsage;
 pub use high_water::HIGH_WATER;
 pub use limits::{ENTRIES_MAX, Limits};
 pub use promote::{Copied, Copying, Disks};
+pub use register::Sources;
 pub use registry::{Mirror, parse_mirrors};
 
 use crate::files;
@@ -139,6 +141,7 @@ pub struct ImageStore {
     root: PathBuf,
     options: ImageOptions,
     cache: Arc<Cache>,
+    sources: OnceLock<Sources>,
     /// Held for map operations only, never across I/O.
     tasks: Mutex<HashMap<OperationId, Task>>,
     pushes: push::Pushes,
@@ -182,6 +185,7 @@ impl ImageStore {
             root: state_dir.to_owned(),
             cache: Cache::open(state_dir, cache_bytes, HighWater::new(state_dir, options.high_water))?,
             options,
+            sources: OnceLock::new(),
             tasks: Mutex::default(),
             pushes: push::Pushes::default(),
             disks: OnceLock::new(),
@@ -204,6 +208,17 @@ impl ImageStore {
         if self.disks.set(disks).is_err() {
             tracing::warn!("the disks of VMs are somebody's already");
         }
+    }
+
+    /// From now on files come from there, too; said once.
+    pub fn take_from(&self, sources: Sources) {
+        if self.sources.set(sources).is_err() {
+            tracing::warn!("where files for images come from was said already");
+        }
+    }
+
+    fn sources(&self) -> Sources {
+        self.sources.get().cloned().unwrap_or_default()
     }
 
     fn staging(&self, operation: OperationId) -> PathBuf {

@@ -153,7 +153,7 @@ fn build(
     progress.phase("unpacking", 0);
     let mut applier = Applier::new(&dir.join(ROOTFS), uuid, limits, cancel)?;
     for ((descriptor, diff_id), reader) in resolved.layers.iter().cloned().zip(packed) {
-        applier.layer(layer::Packed { descriptor, diff_id, reader }, progress)?;
+        applier.layer(layer::Packed { descriptor, diff_id: Some(diff_id), reader }, progress)?;
     }
     progress.phase("writing", 0);
     let rootfs_bytes = applier.finish()?;

@@ -14,7 +14,8 @@ use contract::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ImageOptions, ImageStore, MANIFEST, Record, cache::Cache, progress::Reporter, promote, pull, storage_error,
+    ImageOptions, ImageStore, MANIFEST, Record, cache::Cache, progress::Reporter, promote, pull, register,
+    storage_error,
 };
 use crate::files;
 
@@ -41,6 +42,7 @@ impl Staging {
             StageSource::Vm { vm, ssh_keys, keep_identity } => {
                 promote::make(self, promote::Order { vm, ssh_keys, keep_identity }).await?
             }
+            StageSource::File { from, config } => register::make(self, &from, config).await?,
         };
         self.finish(image).await
     }

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod comparison;
+pub mod file;
 pub mod kernel;
 pub mod placement;
 pub mod reference;

@@ -10,6 +10,7 @@ mod list;
 mod promote;
 mod pull;
 mod push;
+mod register;
 mod rename;
 mod tag;
 
@@ -56,6 +57,7 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<image::Promote, _>(service, app, promote::handle).await?;
     serve::<image::Build, _>(service, app, build::handle).await?;
     serve::<image::ReadBuildLog, _>(service, app, build_log::handle).await?;
+    serve::<image::Register, _>(service, app, register::handle).await?;
     serve::<image::List, _>(service, app, list::handle).await?;
     serve::<image::Get, _>(service, app, get::handle).await?;
     serve::<image::Delete, _>(service, app, delete::handle).await?;

@@ -14,6 +14,7 @@ mod promote;
 mod publish;
 mod pull;
 mod push;
+mod register;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ pub use promote::{Promote, PromoteOrder};
 pub use publish::{Made, Makes, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
 pub use push::{Push, PushOrder};
+pub use register::{Register, RegisterOrder};
 
 /// Adds all kinds to an engine; at most `publications` keep a database connection while they wait.
 pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
@@ -41,7 +43,8 @@ pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let (build, step) = (Build::new(turns.clone()), BuildStep::new(turns.clone()));
     let engine = engine.kind(build).kind(step);
     let engine = engine.kind(Import::new(turns.clone())).kind(KernelPlace::new(turns.clone())).kind(KernelDelete);
-    let engine = engine.kind(Pull::new(turns)).kind(promote);
+    let register = Register::new(turns.clone());
+    let engine = engine.kind(Pull::new(turns)).kind(promote).kind(register);
     engine.kind(Delete).kind(Collect).kind(Push).kind(Tag).kind(Rename)
 }
 

@@ -17,3 +17,4 @@ mod promotions;
 mod pulls;
 mod pushes;
 mod refusals;
+mod registrations;

@@ -7,7 +7,7 @@ use super::Fence;
 use crate::{
     error::ApiError,
     id::{ImageId, VmId},
-    image::{ImageConfig, ImageSource},
+    image::{FileSource, ImageConfig, ImageSource},
     operation::Progress,
 };
 
@@ -48,6 +48,14 @@ pub enum StageSource {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         keep_identity: bool,
     },
+    /// A root filesystem in a file or a directory.
+    File {
+        /// Where it is.
+        from: FileSource,
+        /// What is run in VMs made from it.
+        #[serde(default)]
+        config: ImageConfig,
+    },
 }
 
 impl From<ImageSource> for StageSource {
@@ -66,6 +74,7 @@ impl std::fmt::Display for StageSource {
             Self::Vm { vm, .. } => write!(f, "vm {vm}"),
             Self::Layout { path, reference: None } => write!(f, "oci:{path}"),
             Self::Layout { path, reference: Some(reference) } => write!(f, "oci:{path}:{reference}"),
+            Self::File { from, .. } => from.fmt(f),
         }
     }
 }

@@ -7,6 +7,7 @@ mod ls;
 mod promote;
 mod pull;
 mod push;
+mod register;
 mod rename;
 mod rm;
 mod show;
@@ -21,6 +22,7 @@ pub use ls::LsArgs;
 pub use promote::PromoteArgs;
 pub use pull::PullArgs;
 pub use push::PushArgs;
+pub use register::RegisterArgs;
 pub use rename::RenameArgs;
 pub use rm::RmArgs;
 pub use show::ShowArgs;
@@ -39,6 +41,8 @@ pub enum ImageCommand {
     Build(Box<BuildArgs>),
     /// Print what a build printed
     Log(LogArgs),
+    /// Make an image of a root filesystem: an ext4 file, a tar archive or a directory
+    Register(RegisterArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),

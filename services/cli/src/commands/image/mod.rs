@@ -7,10 +7,12 @@ mod ls;
 mod promote;
 mod pull;
 mod push;
+mod register;
 mod rename;
 mod rm;
 mod show;
 mod tag;
+mod upload;
 
 use contract::image::Image;
 
@@ -31,6 +33,7 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
         ImageCommand::Promote(args) => promote::run(global, format, args).await,
         ImageCommand::Build(args) => build::run(global, format, *args).await,
         ImageCommand::Log(args) => log::run(global, format, args).await,
+        ImageCommand::Register(args) => register::run(global, format, args).await,
         ImageCommand::Ls(args) => ls::run(global, format, &args).await,
         ImageCommand::Tag(args) => tag::run(global, format, args).await,
         ImageCommand::Rename(args) => rename::run(global, format, &args).await,

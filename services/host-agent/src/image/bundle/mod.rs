@@ -7,7 +7,7 @@
 mod pack;
 mod packing;
 mod push;
-mod superblock;
+pub(super) mod superblock;
 mod unpack;
 
 use contract::ApiError;

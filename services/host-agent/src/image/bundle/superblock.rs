@@ -15,15 +15,30 @@ const LENGTH: usize = 1024;
 ///
 /// # Errors
 /// `invalid_argument` with the reason, or the file cannot be read.
-pub(super) fn check(path: &Path, size: u64) -> Result<(), ApiError> {
-    let mut block = [0; LENGTH];
-    let read = File::open(path).and_then(|file| file.read_exact_at(&mut block, OFFSET));
-    match read {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(refused("is too small")),
-        Err(error) => return Err(storage_error(path, &error)),
+pub(in crate::image) fn check(path: &Path, size: u64) -> Result<(), ApiError> {
+    judge(&read(path)?, size)
+}
+
+/// Refuses a filesystem whose journal holds what is not in its place yet.
+///
+/// # Errors
+/// `failed_precondition`, or the file cannot be read.
+pub(in crate::image) fn check_unmounted(path: &Path) -> Result<(), ApiError> {
+    // s_feature_incompat, EXT4_FEATURE_INCOMPAT_RECOVER.
+    if read(path)?[0x60] & 0x4 == 0 {
+        return Ok(());
     }
-    judge(&block, size)
+    Err(ApiError::failed_precondition("the filesystem is mounted, or was not unmounted in order")
+        .hint("unmount it, or stop the machine it is the disk of; `e2fsck -f FILE` mends what a crash left"))
+}
+
+fn read(path: &Path) -> Result<[u8; LENGTH], ApiError> {
+    let mut block = [0; LENGTH];
+    match File::open(path).and_then(|file| file.read_exact_at(&mut block, OFFSET)) {
+        Ok(()) => Ok(block),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(refused("is too small")),
+        Err(error) => Err(storage_error(path, &error)),
+    }
 }
 
 fn refused(why: &str) -> ApiError {

@@ -20,8 +20,8 @@ const NAME_MAX: usize = 255;
 /// A layer as it is kept: gzip, zstd or plain.
 pub(super) struct Packed {
     pub descriptor: Descriptor,
-    /// The digest of the unpacked bytes.
-    pub diff_id: String,
+    /// The digest of the unpacked bytes, where somebody said it.
+    pub diff_id: Option<String>,
     /// Its bytes. It may wait for a download, on a thread that may be blocked, and comes to its end only if digest and size
     /// were right; an [`ApiError`] in its [`std::io::Error`] is told as it is. It ends with one once the staging is cancelled.
     pub reader: Box<dyn Read + Send>,

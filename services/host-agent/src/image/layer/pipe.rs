@@ -116,7 +116,10 @@ pub(super) fn unpack(
     })?;
     let length = inflated?;
     applied.map_err(|failure| failure.error)?;
-    if digest == diff_id { Ok(length) } else { Err(mismatch("an unpacked layer", &diff_id, &digest)) }
+    match diff_id {
+        Some(said) if said != digest => Err(mismatch("an unpacked layer", &said, &digest)),
+        _ => Ok(length),
+    }
 }
 
 fn hash(chunks: &Receiver<Chunk>) -> String {

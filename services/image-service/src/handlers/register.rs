@@ -1,0 +1,42 @@
+//! `warren.image.register`.
+
+use std::sync::Arc;
+
+use bus::RequestContext;
+use contract::{ApiError, ImageId, OperationId, deadline, image::RegisterRequest, operation::Operation};
+use operations::{Kind, NewOperation, answer};
+use serde_json::json;
+use store::StoreError;
+
+use super::{App, check_timeout};
+use crate::{
+    domain::file,
+    kinds::{Register, RegisterOrder, resource},
+};
+
+/// Accepts a registration. Whether the name may be had is seen once it is known which image it is: the same one may have it.
+pub async fn handle(app: Arc<App>, context: RequestContext, request: RegisterRequest) -> Result<Operation, ApiError> {
+    file::check(&request.source)?;
+    file::check_config(&request.config)?;
+    check_timeout(request.timeout_ms)?;
+    let (wait, timeout_ms) = (request.wait, request.timeout_ms);
+    let image_id = ImageId::new();
+    let new = NewOperation {
+        id: OperationId::new(),
+        kind: Register::NAME,
+        resource: resource(image_id),
+        deadline: deadline::PULL,
+        request: json!(RegisterOrder { image_id, register: request }),
+        request_key: context.request_key,
+        request_digest: context.body_digest,
+        traceparent: context.traceparent,
+    };
+    let mut client = app.store.client().await?;
+    let transaction = client.transaction().await.map_err(StoreError::from)?;
+    let submitted = operations::submit(&transaction, &new).await?;
+    transaction.commit().await.map_err(StoreError::committing)?;
+    drop(client);
+    app.submitter.wake(Register::NAME).await;
+    let operation = operations::get(&app.store, submitted.id()).await?;
+    answer(&app.submitter, operation, wait, timeout_ms).await
+}
