@@ -100,12 +100,13 @@ async fn a_promotion_that_is_cut_off_leaves_nothing_and_goes_on_elsewhere() {
     let missing = agent.promote(VmId::new(), ImageId::new()).await.unwrap_err();
     assert_eq!((missing.code, staging()), (ErrorCode::NotFound, 0));
 
-    // The agent dies in the middle; the next one does it from the beginning, and no tool of the first is left.
+    // The agent dies before anybody has seen the end; the next one finds it.
     let fence = Fence { operation: OperationId::new(), epoch: 1 };
     assert!(matches!(agent.stage(fence, spec.id, 0).await, StageStatus::Running { .. }));
+    let StageStatus::Done { image } = agent.stage(fence, spec.id, 120_000).await else { panic!("it is not staged") };
     drop(agent);
     let agent = host.agent();
-    assert!(matches!(agent.stage(fence, spec.id, 120_000).await, StageStatus::Done { .. }));
+    assert_eq!(agent.stage(fence, spec.id, 0).await, StageStatus::Done { image });
     let images = agent.vms.deps().images.clone();
     agent.on(async move { images.discard(&DiscardRequest { fence }).await.unwrap() }).await;
     assert_eq!(staging(), 0);
@@ -124,4 +125,74 @@ async fn a_promotion_that_is_cut_off_leaves_nothing_and_goes_on_elsewhere() {
         StageStatus::Failed { error } => assert_eq!((error.code, staging()), (ErrorCode::NotFound, 0)),
         StageStatus::Running { phase, .. } => panic!("still {phase}"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_vm_becomes_an_image_and_runs_on() {
+    let Some(host) = Host::new("frozen").await else { return };
+    let agent = host.agent();
+    let spec = VmSpec { disk: MebiBytes(512), ..host.spec(2) };
+    let vm = spec.id;
+    agent.lived(&spec).await;
+    // Somebody writes all the time, and what is written first is there first.
+    let writer =
+        "(n=0; while :; do n=$((n+1)); echo $n > /root/a; echo $n > /root/b; done) >/dev/null 2>&1 & echo begun";
+    assert!(agent.shell(vm, writer).await.contains("begun"));
+    let image = ImageId::new();
+    let staged = agent.promote(vm, image).await.unwrap();
+    assert_promoted(&host, image, &staged);
+    assert!(agent.shell(vm, "echo on > /root/on && sync && cat /root/on").await.contains("on"));
+    assert_boots(&host, &agent, image, 3).await;
+
+    let (vms, pause) = (agent.vms.clone(), command(vm, 2));
+    agent.on(async move { vms.pause(pause, true).await.unwrap() }).await;
+    let refused = agent.promote(vm, ImageId::new()).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::FailedPrecondition);
+    assert!(refused.message.contains("paused") && refused.hint.unwrap().contains("warren vm stop vm2"));
+    agent.remove(vm, 3).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_guest_thaws_when_it_is_told_when_nobody_is_left_and_by_itself() {
+    let Some(host) = Host::new("thaw").await else { return };
+    let agent = host.agent();
+    let spec = host.spec(2);
+    let vm = spec.id;
+    agent.provision(&spec, 1).await.unwrap();
+    agent.boot(vm, 1).await.unwrap();
+    agent.ready(vm, 1).await;
+    let freeze = async |seconds| {
+        let vms = agent.vms.clone();
+        agent.on(async move { vms.guest(vm).unwrap().0.freeze(seconds).await }).await
+    };
+    let write = async || {
+        let began = std::time::Instant::now();
+        assert!(agent.shell(vm, "echo x > /root/x && sync && echo written").await.contains("written"));
+        began.elapsed()
+    };
+    // Told: nothing is written until then.
+    let frozen = freeze(50).await.unwrap();
+    assert_eq!(freeze(50).await.unwrap_err().code, ErrorCode::Busy);
+    let thaw = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        agent.on(frozen.thaw()).await
+    };
+    let (took, thawed) = tokio::join!(write(), thaw);
+    thawed.unwrap();
+    assert!(took > Duration::from_secs(2), "{took:?}");
+    // By itself, and it says so.
+    let frozen = freeze(4).await.unwrap();
+    assert!(write().await > Duration::from_secs(2));
+    assert_eq!(agent.on(frozen.thaw()).await.unwrap_err().code, ErrorCode::Aborted);
+    // Nobody is left: whoever froze it is gone, or the whole agent.
+    drop(freeze(50).await.unwrap());
+    assert!(write().await < Duration::from_secs(40));
+    let frozen = freeze(50).await.unwrap();
+    drop(agent);
+    drop(frozen);
+    let agent = host.agent();
+    let began = std::time::Instant::now();
+    assert!(agent.shell(vm, "echo y > /root/y && sync && echo written").await.contains("written"));
+    assert!(began.elapsed() < Duration::from_secs(55));
+    agent.remove(vm, 2).await.unwrap();
 }

@@ -94,7 +94,9 @@ pub(super) async fn make(staging: &Staging, order: Order) -> Result<StagedImage,
         cancel: staging.cancel.clone(),
     };
     // Not left on a cancel, which it looks out for itself: the owner of the disk may be writing here.
+    staging.cache.high_water().check()?;
     let copied = disks.copy(order.vm, copying).await?;
+    staging.cache.high_water().check()?;
     runtime::fault::point("agent/image.promote/copied");
     let frame = frame(staging.images.image(copied.spec.image), &copied.spec);
     let operation = staging.operation;
