@@ -119,6 +119,27 @@ async fn sixteen_pulls_of_one_image_are_one_download() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_fails_does_not_take_another_ones_pull_along() {
+    let (bad, good) = (Scripted::start().await, Scripted::start().await);
+    let image = Image::new(&good, &[600_000]);
+    image.add_to(&bad);
+    let layer = &image.layers[0].0;
+    bad.script(layer, [Act::Stall(1000)].into_iter().chain(std::iter::repeat_n(Act::Status(403, None), 20)));
+    let state = tempfile::tempdir().unwrap();
+    let images = store(state.path(), options());
+    let first = tokio::spawn({
+        let (images, reference) = (images.clone(), image.reference.replace(&good.name(), &bad.name()));
+        async move { pull_by(&images, &reference).await }
+    });
+    testkit::wait_until("the bad registry is asked for the layer", Duration::from_secs(20), async || {
+        bad.asked().iter().any(|asked| asked.path.contains(layer)).then_some(())
+    })
+    .await;
+    assert_eq!(pull_by(&images, &image.reference).await.unwrap().digest, image.digest);
+    assert_eq!(first.await.unwrap().unwrap_err().code, ErrorCode::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn layers_are_shared_between_images_and_the_least_recently_used_go_first() {
     let registry = Scripted::start().await;
     let base = Image::new(&registry, &[1 << 20]);

@@ -23,8 +23,8 @@ pub(super) type Packed = Box<dyn Read + Send>;
 
 /// Layers that come, for as long as this is held.
 pub(super) struct Download {
-    /// None of a layout's.
-    blobs: Vec<Arc<Blob>>,
+    /// With each, whether somebody else had begun it; none of a layout's.
+    blobs: Vec<(Arc<Blob>, bool)>,
     /// A layout's layers.
     local: Vec<(Arc<Layout>, Descriptor)>,
 }
@@ -43,7 +43,7 @@ impl Download {
         match source {
             Source::Registry(registry) => {
                 let blobs = cache.pull(registry, layers);
-                let readers = blobs.iter().map(|blob| Box::new(blob.reader(cancel.clone())) as Packed).collect();
+                let readers = blobs.iter().map(|(blob, _)| Box::new(blob.reader(cancel.clone())) as Packed).collect();
                 Ok((Self { blobs, local: Vec::new() }, readers))
             }
             Source::Layout { layout, .. } => {
@@ -60,23 +60,26 @@ impl Download {
     /// Why one does not come.
     pub(super) async fn whole(&self) -> Result<(), ApiError> {
         let coming = FuturesUnordered::new();
-        for blob in &self.blobs {
+        for (blob, _) in &self.blobs {
             let content = blob.content().clone();
             coming.push(async move { content.whole().await });
         }
         coming.try_collect().await
     }
 
-    /// Why a layer did not come, if one did not.
+    /// Why a layer did not come, if one did not. One that was to come from somebody else's registry may come from our own.
     pub(super) fn broken(&self) -> Option<Broken> {
-        self.blobs.iter().find_map(|blob| blob.content().broken())
+        self.blobs.iter().find_map(|(blob, joined)| {
+            let broken = blob.content().broken()?;
+            Some(Broken { anew: broken.anew || *joined, ..broken })
+        })
     }
 
     /// Why a layer that could not be unpacked is not even what its digest says, if so. That is known when all of it was seen, which is waited
     /// for, but not for long.
     pub(super) async fn damage(&self) -> Option<Broken> {
         let proven = async {
-            for blob in &self.blobs {
+            for (blob, _) in &self.blobs {
                 blob.prove().await;
             }
             let local = self.local.clone();
@@ -88,7 +91,7 @@ impl Download {
 
     /// What shows how far it is, without holding on to it.
     pub(super) fn transfer(&self) -> Transfer {
-        Transfer(self.blobs.iter().map(|blob| blob.content().clone()).collect())
+        Transfer(self.blobs.iter().map(|(blob, _)| blob.content().clone()).collect())
     }
 }
 

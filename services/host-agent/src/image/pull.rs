@@ -19,6 +19,7 @@ use super::{
     source::Source,
     stage::Staging,
 };
+
 /// How often an image is begun anew because what had come of a layer was damaged.
 const ANEW: usize = 2;
 /// How often it is looked whether the disk fills up.

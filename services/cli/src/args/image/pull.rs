@@ -12,7 +12,7 @@ pub struct PullArgs {
     /// The name it gets in this lab
     #[arg(long)]
     pub name: String,
-    /// The reference is an OCI layout directory on the host that stages it
+    /// The reference is an OCI layout on the host that stages it: a directory, or a tar archive of one that is not compressed
     #[arg(long)]
     pub layout: bool,
     /// Which manifest of the layout, where it holds several

@@ -74,13 +74,14 @@ impl Cache {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to download blobs, or joins those that come already; the first ones first, some at a time.
-    pub(super) fn pull(self: &Arc<Self>, origin: &Arc<Registry>, blobs: &[Descriptor]) -> Vec<Arc<Blob>> {
+    /// Begins to download blobs, or joins those that come already; the first ones first, some at a time. With each, whether it was joined:
+    /// then it comes from where somebody else pulls.
+    pub(super) fn pull(self: &Arc<Self>, origin: &Arc<Registry>, blobs: &[Descriptor]) -> Vec<(Arc<Blob>, bool)> {
         let mut wanted = Vec::with_capacity(blobs.len());
         let mut downloads = Vec::new();
         for descriptor in blobs {
             let (blob, download) = self.hold(origin, descriptor);
-            wanted.push(blob);
+            wanted.push((blob, download.is_none()));
             downloads.extend(download);
         }
         let downloads = stream::iter(downloads).for_each_concurrent(PULL_PARALLEL, Download::run);
