@@ -73,7 +73,7 @@ pub struct Global {
 /// All commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Images: pull, build, log, push, register, list, show, tag, rename, remove
+    /// Images: pull, build, log, push, register, export, import, list, show, tag, rename, remove
     Image {
         #[command(subcommand)]
         /// Which.

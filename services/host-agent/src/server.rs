@@ -174,6 +174,7 @@ async fn serve_images(service: &Service, host: &HostId, vms: &Arc<Vms>) -> anyho
     command!(service, host, agent::ImageResolve, images, |images, request| images.resolve(&request).await);
     command!(service, host, agent::ImageStage, images, |images, request| images.stage(&request).await);
     command!(service, host, agent::ImagePush, images, |images, request| images.push(&request).await);
+    command!(service, host, agent::ImageExport, images, |images, request| images.export(&request).await);
     command!(service, host, agent::ImagePublish, images, |images, request| images.publish(&request).await);
     command!(service, host, agent::ImageDiscard, images, |images, request| images.discard(&request).await.map(empty));
     command!(service, host, agent::ImageRemove, images, |images, request| images.remove(&request).await.map(empty));

@@ -15,7 +15,7 @@ mod vm;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use bundle::{PushBundleRequest, PushStatus, PushedBundle};
+pub use bundle::{ExportBundleRequest, PushBundleRequest, PushStatus, PushedBundle};
 pub use image::{
     DiscardRequest, PublishRequest, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest, StageSource,
     StageStatus, StagedImage,
@@ -111,6 +111,8 @@ agent_verbs! {
     ImageStage = "image.stage", deadline::AGENT, StageRequest => StageStatus;
     /// Starts pushing an image as a bundle, or asks how it goes.
     ImagePush = "image.push", deadline::AGENT, PushBundleRequest => PushStatus;
+    /// Starts sending an image as an archive, or asks how it goes.
+    ImageExport = "image.export", deadline::AGENT, ExportBundleRequest => PushStatus;
     /// Renames a staged image to its final place.
     ImagePublish = "image.publish", deadline::PUBLISH, PublishRequest => StagedImage;
     /// Ends a staging and removes its directory.

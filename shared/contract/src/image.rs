@@ -1,5 +1,6 @@
 //! **Images**: requests to `image-service` and what it says of them. One module a noun.
 
+mod archive;
 mod build;
 mod config;
 mod delete;
@@ -14,6 +15,7 @@ mod record;
 mod register;
 mod source;
 
+pub use archive::{ExportRequest, ImportRequest};
 pub use build::{
     BUILD_DIR, BuildFiles, BuildLog, BuildLogRequest, BuildRequest, BuildStep, Built, INLINE_MAX, LOG_MAX,
     LOG_PAGE_MAX, LOG_WAIT_MAX_MS, SCRIPT_MAX, SCRIPT_SECONDS, STEPS_MAX, TITLE_MAX, WORK_DIR,
@@ -46,6 +48,10 @@ verbs! {
     ReadBuildLog = "warren.image.build_log", false, deadline::BUILD_LOG, BuildLogRequest => BuildLog;
     /// Makes an image of a root filesystem in a file or a directory. Operation `image.register`; its result is the image.
     Register = "warren.image.register", true, deadline::WAITING, RegisterRequest => Operation;
+    /// Sends an image as an archive over a byte stream. Operation `image.export`; its result has the digests of the bundle and of the image.
+    Export = "warren.image.export", true, deadline::WAITING, ExportRequest => Operation;
+    /// Makes an image of an archive. Operation `image.import`; its result is the image.
+    Import = "warren.image.import", true, deadline::WAITING, ImportRequest => Operation;
     /// Lists images.
     List = "warren.image.list", false, deadline::QUICK, ListRequest => ImageList;
     /// Shows one image.

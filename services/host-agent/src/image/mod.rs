@@ -9,6 +9,7 @@ mod download;
 mod ext4;
 mod high_water;
 mod identity;
+mod import;
 mod inventory;
 mod layer;
 mod layout;

@@ -1,20 +1,26 @@
-//! **Pushes** of this host's images: begun by a command, joined by its repeats, ended by a discard.
+//! **Pushes** of this host's images, to a registry or as an archive: begun by a command, joined by its repeats, ended by a discard.
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use contract::{
-    ApiError, OperationId,
-    agent::{Fence, PushBundleRequest, PushStatus, PushedBundle},
+    ApiError, ImageId, OperationId,
+    agent::{ExportBundleRequest, Fence, PushBundleRequest, PushStatus, PushedBundle, StagedImage},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{ImageStore, bundle::Pushing, progress::Reporter, read_record, stale};
+use super::{
+    ImageOptions, ImageStore,
+    bundle::{Exporting, Pushing},
+    progress::Reporter,
+    read_record, stale,
+};
 
 type Outcome = Option<Result<PushedBundle, ApiError>>;
 
@@ -67,28 +73,43 @@ impl ImageStore {
     /// # Errors
     /// `aborted` for a stale epoch, `not_found` for an image that is not here.
     pub async fn push(self: &Arc<Self>, request: &PushBundleRequest) -> Result<PushStatus, ApiError> {
-        let mut push = self.pushing(request)?;
-        let ended = push.outcome.wait_for(Option::is_some);
-        drop(tokio::time::timeout(Duration::from_millis(request.wait_ms), ended).await);
-        let outcome = push.outcome.borrow().clone();
-        Ok(match outcome {
-            None => {
-                let (phase, progress) = push.progress.now();
-                PushStatus::Running { phase, progress }
-            }
-            Some(Ok(pushed)) => PushStatus::Done { pushed },
-            Some(Err(error)) => PushStatus::Failed { error },
-        })
+        let push = self.sending(request.fence, request.image, |given| {
+            let Given { rootfs, image, dir, options, progress, cancel } = given;
+            let reference = request.reference.clone();
+            let pushing = Pushing { rootfs, image, dir, reference, options, progress, cancel };
+            async move { pushing.run().await }
+        })?;
+        Ok(told(push, request.wait_ms).await)
     }
 
-    fn pushing(self: &Arc<Self>, request: &PushBundleRequest) -> Result<Push, ApiError> {
-        let fence = request.fence;
+    /// Starts an export, or joins it, and waits a while for its end.
+    ///
+    /// # Errors
+    /// As [`ImageStore::push`]; `unavailable` before the host serves byte streams.
+    pub async fn export(self: &Arc<Self>, request: &ExportBundleRequest) -> Result<PushStatus, ApiError> {
+        let bus = self.sources().bus;
+        let bus = bus.ok_or_else(|| ApiError::unavailable("the host does not serve byte streams yet"))?;
+        let push = self.sending(request.fence, request.image, |given| {
+            let Given { rootfs, image, dir, options, progress, cancel } = given;
+            let (name, session) = (request.name.clone(), request.session);
+            let exporting = Exporting { rootfs, image, name, dir, bus, session, options, progress, cancel };
+            async move { exporting.run().await }
+        })?;
+        Ok(told(push, request.wait_ms).await)
+    }
+
+    fn sending<F: Future<Output = Result<PushedBundle, ApiError>> + Send + 'static>(
+        &self,
+        fence: Fence,
+        image: ImageId,
+        begin: impl FnOnce(Given) -> F,
+    ) -> Result<Push, ApiError> {
         if let Some(seen) = self.discarded().get(&fence.operation).filter(|seen| fence.epoch <= **seen) {
             return Err(stale(fence, *seen));
         }
-        let rootfs = self.rootfs(request.image)?;
-        let record = read_record(&self.published(request.image))
-            .ok_or_else(|| ApiError::internal(format!("the record of the image {} cannot be read", request.image)))?;
+        let rootfs = self.rootfs(image)?;
+        let record = read_record(&self.published(image))
+            .ok_or_else(|| ApiError::internal(format!("the record of the image {image} cannot be read")))?;
         let mut all = self.pushes.all();
         if let Some(push) = all.get_mut(&fence.operation) {
             if fence.epoch < push.epoch {
@@ -100,18 +121,35 @@ impl ImageStore {
         let (sender, outcome) = watch::channel(None);
         let (cancel, progress) = (CancellationToken::new(), Reporter::default());
         progress.phase("packing", 0);
-        let pushing = Pushing {
-            rootfs,
-            image: record.image,
-            dir: self.staging(fence.operation),
-            reference: request.reference.clone(),
-            options: self.options.clone(),
-            progress: progress.clone(),
-            cancel: cancel.clone(),
-        };
-        let push = Push { epoch: fence.epoch, cancel, progress, outcome };
+        let push = Push { epoch: fence.epoch, cancel: cancel.clone(), progress: progress.clone(), outcome };
+        let dir = self.staging(fence.operation);
+        let work = begin(Given { rootfs, image: record.image, dir, options: self.options.clone(), progress, cancel });
         all.insert(fence.operation, push.clone());
-        tokio::spawn(async move { drop(sender.send_replace(Some(pushing.run().await))) }.in_current_span());
+        tokio::spawn(async move { drop(sender.send_replace(Some(work.await))) }.in_current_span());
         Ok(push)
+    }
+}
+
+/// What every way of sending an image works with.
+struct Given {
+    rootfs: PathBuf,
+    image: StagedImage,
+    dir: PathBuf,
+    options: ImageOptions,
+    progress: Reporter,
+    cancel: CancellationToken,
+}
+
+/// How it goes after a while.
+async fn told(mut push: Push, wait_ms: u64) -> PushStatus {
+    drop(tokio::time::timeout(Duration::from_millis(wait_ms), push.outcome.wait_for(Option::is_some)).await);
+    let outcome = push.outcome.borrow().clone();
+    match outcome {
+        None => {
+            let (phase, progress) = push.progress.now();
+            PushStatus::Running { phase, progress }
+        }
+        Some(Ok(pushed)) => PushStatus::Done { pushed },
+        Some(Err(error)) => PushStatus::Failed { error },
     }
 }

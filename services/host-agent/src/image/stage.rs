@@ -14,7 +14,7 @@ use contract::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ImageOptions, ImageStore, MANIFEST, Record, cache::Cache, progress::Reporter, promote, pull, register,
+    ImageOptions, ImageStore, MANIFEST, Record, cache::Cache, import, progress::Reporter, promote, pull, register,
     storage_error,
 };
 use crate::files;
@@ -43,6 +43,7 @@ impl Staging {
                 promote::make(self, promote::Order { vm, ssh_keys, keep_identity }).await?
             }
             StageSource::File { from, config } => register::make(self, &from, config).await?,
+            StageSource::Archive { from } => import::make(self, &from).await?,
         };
         self.finish(image).await
     }

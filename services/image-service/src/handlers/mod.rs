@@ -3,8 +3,10 @@
 mod build;
 mod build_log;
 mod delete;
+mod export;
 mod gc;
 mod get;
+mod import;
 mod kernel;
 mod list;
 mod promote;
@@ -58,6 +60,8 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<image::Build, _>(service, app, build::handle).await?;
     serve::<image::ReadBuildLog, _>(service, app, build_log::handle).await?;
     serve::<image::Register, _>(service, app, register::handle).await?;
+    serve::<image::Export, _>(service, app, export::handle).await?;
+    serve::<image::Import, _>(service, app, import::handle).await?;
     serve::<image::List, _>(service, app, list::handle).await?;
     serve::<image::Get, _>(service, app, get::handle).await?;
     serve::<image::Delete, _>(service, app, delete::handle).await?;

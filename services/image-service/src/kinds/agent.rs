@@ -5,12 +5,12 @@ use std::time::Duration;
 use contract::{
     ApiError, HostId, ImageId,
     agent::{
-        DiscardRequest, ImageDiscard, ImagePublish, ImagePush, ImageRemove, ImageResolve, ImageStage, PublishRequest,
-        PushBundleRequest, PushStatus, PushedBundle, RemoveImageRequest, ResolveRequest, ResolvedImage, StageRequest,
-        StageSource, StageStatus, StagedImage,
+        DiscardRequest, ExportBundleRequest, ImageDiscard, ImageExport, ImagePublish, ImagePush, ImageRemove,
+        ImageResolve, ImageStage, PublishRequest, PushBundleRequest, PushStatus, PushedBundle, RemoveImageRequest,
+        ResolveRequest, ResolvedImage, StageRequest, StageSource, StageStatus, StagedImage,
     },
     deadline,
-    image::ImageSource,
+    image::{ExportRequest, ImageSource},
 };
 use operations::{Context, StepError};
 
@@ -58,6 +58,31 @@ pub async fn push(cx: &Context, host: &HostId, image: ImageId, reference: &str) 
             wait_ms: deadline::AGENT_POLL_MS,
         };
         match cx.unless_cancelled(cx.bus().command::<ImagePush>(host, &request)).await?? {
+            PushStatus::Running { phase, progress } => cx.progress(&phase, progress).await,
+            PushStatus::Done { pushed } => return Ok(pushed),
+            PushStatus::Failed { error } => return Err(StepError::permanent(error)),
+        }
+        tokio::time::sleep(POLL_PAUSE).await;
+    }
+}
+
+/// Has an image sent as an archive to the end, as [`stage`] stages one.
+pub async fn export(
+    cx: &Context,
+    host: &HostId,
+    image: ImageId,
+    export: &ExportRequest,
+) -> Result<PushedBundle, StepError> {
+    loop {
+        cx.checkpoint()?;
+        let request = ExportBundleRequest {
+            fence: cx.fence(),
+            image,
+            name: export.image.clone(),
+            session: export.session,
+            wait_ms: deadline::AGENT_POLL_MS,
+        };
+        match cx.unless_cancelled(cx.bus().command::<ImageExport>(host, &request)).await?? {
             PushStatus::Running { phase, progress } => cx.progress(&phase, progress).await,
             PushStatus::Done { pushed } => return Ok(pushed),
             PushStatus::Failed { error } => return Err(StepError::permanent(error)),

@@ -7,6 +7,9 @@ mod agent;
 mod build;
 mod collect;
 mod delete;
+mod export;
+mod file;
+mod holder;
 mod kernel;
 mod name;
 mod place;
@@ -14,7 +17,6 @@ mod promote;
 mod publish;
 mod pull;
 mod push;
-mod register;
 
 use std::sync::Arc;
 
@@ -24,6 +26,8 @@ use operations::EngineBuilder;
 pub use build::{Build, BuildOrder, BuildStep};
 pub use collect::{Collect, CollectOrder};
 pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
+pub use export::{Export, ExportOrder};
+pub use file::{ArchiveOrder, FromArchive, Register, RegisterOrder};
 pub use kernel::{
     Import, ImportOrder, KernelDelete, KernelDeleteOrder, KernelPlace, KernelPlaceOrder, kernel_remove_once,
     place_resource, resource as kernel_resource,
@@ -34,7 +38,6 @@ pub use promote::{Promote, PromoteOrder};
 pub use publish::{Made, Makes, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
 pub use push::{Push, PushOrder};
-pub use register::{Register, RegisterOrder};
 
 /// Adds all kinds to an engine; at most `publications` keep a database connection while they wait.
 pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
@@ -43,9 +46,9 @@ pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let (build, step) = (Build::new(turns.clone()), BuildStep::new(turns.clone()));
     let engine = engine.kind(build).kind(step);
     let engine = engine.kind(Import::new(turns.clone())).kind(KernelPlace::new(turns.clone())).kind(KernelDelete);
-    let register = Register::new(turns.clone());
-    let engine = engine.kind(Pull::new(turns)).kind(promote).kind(register);
-    engine.kind(Delete).kind(Collect).kind(Push).kind(Tag).kind(Rename)
+    let (register, import) = (Register::new(turns.clone()), FromArchive::new(turns.clone()));
+    let engine = engine.kind(Pull::new(turns)).kind(promote).kind(register).kind(import);
+    engine.kind(Delete).kind(Collect).kind(Push).kind(Export).kind(Tag).kind(Rename)
 }
 
 /// What operations on this image exclude each other by.

@@ -10,9 +10,9 @@ use bus::{Bus, Service};
 use contract::{
     ApiError, HostId, ImageId, MebiBytes, OperationId, VmId,
     agent::{
-        Fence, ImageDiscard, ImageHere, ImageInventory, ImagePublish, ImagePush, ImageReclaim, ImageRemove,
-        ImageResolve, ImageStage, Inventory, PushStatus, PushedBundle, ResolvedImage, StageStatus, StagedImage,
-        StagingHere,
+        Fence, ImageDiscard, ImageExport, ImageHere, ImageInventory, ImagePublish, ImagePush, ImageReclaim,
+        ImageRemove, ImageResolve, ImageStage, Inventory, PushStatus, PushedBundle, ResolvedImage, StageStatus,
+        StagedImage, StagingHere,
     },
     host::{self, Capacity, Empty, Host, HostList, HostState},
     image::ImageConfig,
@@ -193,6 +193,12 @@ impl FakeHost {
             async move { host.push(request.fence, request.image, &request.reference, request.wait_ms).await }
         });
         push.await.unwrap();
+        let host = inner.clone();
+        let export = service.serve_agent::<ImageExport, _>(&id, move |_, request| {
+            let host = host.clone();
+            async move { host.push(request.fence, request.image, &request.session.to_string(), request.wait_ms).await }
+        });
+        export.await.unwrap();
         service.ready().await.unwrap();
         Self { id, inner, service }
     }

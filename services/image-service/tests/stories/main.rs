@@ -1,5 +1,6 @@
 //! Stories of images' lives as a client on NATS sees them: real PostgreSQL and NATS, a fake host.
 
+mod archives;
 mod build_crashes;
 mod builds;
 mod crashes;

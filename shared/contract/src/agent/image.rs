@@ -56,6 +56,11 @@ pub enum StageSource {
         #[serde(default)]
         config: ImageConfig,
     },
+    /// An archive: a tar archive of an OCI layout.
+    Archive {
+        /// Where it is.
+        from: FileSource,
+    },
 }
 
 impl From<ImageSource> for StageSource {
@@ -74,7 +79,7 @@ impl std::fmt::Display for StageSource {
             Self::Vm { vm, .. } => write!(f, "vm {vm}"),
             Self::Layout { path, reference: None } => write!(f, "oci:{path}"),
             Self::Layout { path, reference: Some(reference) } => write!(f, "oci:{path}:{reference}"),
-            Self::File { from, .. } => from.fmt(f),
+            Self::File { from, .. } | Self::Archive { from } => from.fmt(f),
         }
     }
 }

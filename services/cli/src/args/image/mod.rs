@@ -1,7 +1,9 @@
 //! `warren image`: one file a verb.
 
 mod build;
+mod export;
 mod gc;
+mod import;
 mod log;
 mod ls;
 mod promote;
@@ -16,7 +18,9 @@ mod tag;
 use clap::Subcommand;
 
 pub use build::{BuildArgs, Part, Parts};
+pub use export::ExportArgs;
 pub use gc::GcArgs;
+pub use import::ImportArgs;
 pub use log::LogArgs;
 pub use ls::LsArgs;
 pub use promote::PromoteArgs;
@@ -43,6 +47,10 @@ pub enum ImageCommand {
     Log(LogArgs),
     /// Make an image of a root filesystem: an ext4 file, a tar archive or a directory
     Register(RegisterArgs),
+    /// Write an image to a file, from which any lab can import it
+    Export(ExportArgs),
+    /// Make an image of such a file, or of any OCI archive
+    Import(ImportArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),

@@ -1,7 +1,9 @@
 //! `warren image …`: one file a verb.
 
 mod build;
+mod export;
 mod gc;
+mod import;
 mod log;
 mod ls;
 mod promote;
@@ -34,6 +36,8 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
         ImageCommand::Build(args) => build::run(global, format, *args).await,
         ImageCommand::Log(args) => log::run(global, format, args).await,
         ImageCommand::Register(args) => register::run(global, format, args).await,
+        ImageCommand::Export(args) => export::run(global, format, args).await,
+        ImageCommand::Import(args) => import::run(global, format, args).await,
         ImageCommand::Ls(args) => ls::run(global, format, &args).await,
         ImageCommand::Tag(args) => tag::run(global, format, args).await,
         ImageCommand::Rename(args) => rename::run(global, format, &args).await,

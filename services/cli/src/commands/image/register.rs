@@ -8,7 +8,7 @@ use contract::{
 };
 use serde::Deserialize;
 
-use super::upload::{Upload, made};
+use super::upload::{Sending, Upload, made};
 use crate::{
     args::{Global, image::RegisterArgs},
     client::Client,
@@ -26,13 +26,7 @@ pub(super) async fn run(global: &Global, format: Format, args: RegisterArgs) -> 
     let config = config(&args)?;
     let given = Given::of(&args.source)?;
     let client = Client::connect(global).await?;
-    let (source, sending) = match given {
-        Given::Here(upload) => {
-            let (source, sending) = upload.begin(&client).await?;
-            (source, Some(sending))
-        }
-        Given::There(source) => (source, None),
-    };
+    let (source, sending) = given.begin(&client).await?;
     let (replace, timeout_ms) = (args.replace, deadline::WAIT_DEFAULT_MS);
     let request = RegisterRequest { source, name, host, config, replace, wait: false, timeout_ms };
     let operation = client.change::<image::Register>(&request, deadline::QUICK).await?;
@@ -40,13 +34,17 @@ pub(super) async fn run(global: &Global, format: Format, args: RegisterArgs) -> 
 }
 
 /// A file, where it is.
-enum Given {
+pub(super) enum Given {
     Here(Upload),
     There(FileSource),
 }
 
 impl Given {
-    fn of(text: &str) -> Result<Self, ApiError> {
+    /// By how it is written.
+    ///
+    /// # Errors
+    /// It is of this machine, and cannot be read.
+    pub(super) fn of(text: &str) -> Result<Self, ApiError> {
         if let Some(path) = text.strip_prefix("host:") {
             return Ok(Self::There(FileSource::Path(path.to_owned())));
         }
@@ -54,6 +52,17 @@ impl Given {
             return Ok(Self::There(FileSource::Object(name.to_owned())));
         }
         Upload::of(Path::new(text)).map(Self::Here)
+    }
+
+    /// Begins to send what is of this machine.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub(super) async fn begin(self, client: &Client) -> Result<(FileSource, Option<Sending>), ApiError> {
+        match self {
+            Self::Here(upload) => upload.begin(client).await.map(|(source, sending)| (source, Some(sending))),
+            Self::There(source) => Ok((source, None)),
+        }
     }
 }
 

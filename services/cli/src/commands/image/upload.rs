@@ -29,13 +29,14 @@ use crate::{
 };
 
 /// How long it may wait for its turn and its host before anything is taken.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// How long what was wrong here is waited for, once the operation has failed.
-const TOLD: Duration = Duration::from_secs(5);
+pub(super) const TOLD: Duration = Duration::from_secs(5);
 
 /// What is to be sent.
 pub(super) struct Upload {
-    path: PathBuf,
+    /// None: standard input.
+    path: Option<PathBuf>,
     label: String,
 }
 
@@ -91,7 +92,17 @@ impl Upload {
         while label.len() > LABEL_MAX {
             label.pop();
         }
-        Ok(Self { path: path.to_owned(), label })
+        Ok(Self { path: Some(path.to_owned()), label })
+    }
+
+    /// Takes what comes on standard input.
+    pub(super) fn of_input() -> Self {
+        Self { path: None, label: "-".to_owned() }
+    }
+
+    /// Whether it is a directory.
+    pub(super) fn is_directory(&self) -> bool {
+        self.path.as_ref().is_some_and(|path| path.is_dir())
     }
 
     /// Opens the stream and begins to send; nothing is taken before the host begins.
@@ -102,7 +113,7 @@ impl Upload {
         let session = SessionId::new();
         let stream = ByteStream::open_within(client.bus(), session, PATIENCE).await?;
         let (path, label) = (self.path, self.label);
-        let sending = Sending(tokio::task::spawn_blocking(move || send(stream, &path)));
+        let sending = Sending(tokio::task::spawn_blocking(move || send(stream, path.as_deref())));
         Ok((FileSource::Upload { session, label }, sending))
     }
 }
@@ -140,11 +151,15 @@ impl Write for Outgoing {
     }
 }
 
-fn send(stream: ByteStream, path: &Path) -> Result<(), Unsent> {
+fn send(stream: ByteStream, path: Option<&Path>) -> Result<(), Unsent> {
     let runtime = Handle::current();
     let outgoing = Outgoing { stream, runtime: runtime.clone(), failed: false };
     let mut sender = Sender::new(outgoing).map_err(Unsent::There)?;
-    let length = if path.is_dir() { directory(&mut sender, path)? } else { file(&mut sender, path)? };
+    let length = match path {
+        None => input(&mut sender)?,
+        Some(path) if path.is_dir() => directory(&mut sender, path)?,
+        Some(path) => file(&mut sender, path)?,
+    };
     let mut stream = sender.finish(length).map_err(Unsent::There)?.stream;
     let ended = runtime.block_on(async {
         stream.shutdown().await?;
@@ -154,6 +169,14 @@ fn send(stream: ByteStream, path: &Path) -> Result<(), Unsent> {
         Ok(())
     });
     ended.map_err(Unsent::There)
+}
+
+fn input(sender: &mut Sender<Outgoing>) -> Result<u64, Unsent> {
+    match io::copy(&mut io::stdin().lock(), sender) {
+        Ok(_) => Ok(sender.written()),
+        Err(error) if sender.get_ref().failed => Err(Unsent::There(error)),
+        Err(error) => Err(Unsent::Here(ApiError::invalid_argument(format!("standard input cannot be read: {error}")))),
+    }
 }
 
 fn file(sender: &mut Sender<Outgoing>, path: &Path) -> Result<u64, Unsent> {
@@ -240,7 +263,8 @@ pub(super) async fn made(
     Ok(Outcome::Done)
 }
 
-async fn watched(client: &Client, operation: Operation, format: Format) -> Result<Operation, Failure> {
+/// Waits for an operation's end; Ctrl-C calls it off, and its end is still waited for.
+pub(super) async fn watched(client: &Client, operation: Operation, format: Format) -> Result<Operation, Failure> {
     let id = operation.id;
     let mut ended = Box::pin(wait::shown(client, operation, format));
     tokio::select! {

@@ -4,6 +4,7 @@
 //!
 //! The manifest depends on how the root filesystem was packed; the image's digest, which is the configuration's, does not.
 
+mod export;
 mod pack;
 mod packing;
 mod push;
@@ -15,7 +16,8 @@ use serde_json::json;
 
 use super::identity::{self, Identity};
 
-pub(super) use pack::{Packed, pack};
+pub(super) use export::Exporting;
+pub(super) use pack::{PACKED, Packed, packed};
 pub(super) use push::Pushing;
 pub(super) use unpack::{Layer, unpack};
 

@@ -12,8 +12,14 @@ use nix::unistd::{Whence, lseek};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::packing::{AT_ONCE, CHUNK, LEVEL, chunk_length, chunks, header};
-use crate::image::{identity::digest_of_file, progress::Reporter, storage_error};
+use super::{
+    packing::{AT_ONCE, CHUNK, LEVEL, chunk_length, chunks, header},
+    superblock,
+};
+use crate::{
+    files,
+    image::{ImageOptions, identity::digest_of_file, progress::Reporter, storage_error},
+};
 
 /// A packed root filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +32,52 @@ pub(in crate::image) struct Packed {
     pub raw_digest: String,
     /// Bytes of the root filesystem.
     pub raw_size: u64,
+}
+
+/// Its name in the directory it is packed in.
+pub(in crate::image) const PACKED: &str = "rootfs.zst";
+
+/// Packs an image's root filesystem in a fresh directory.
+///
+/// # Errors
+/// It is none, the disk is full, a file cannot be read or written, or it was called off.
+pub(in crate::image) async fn packed(
+    rootfs: &Path,
+    dir: &Path,
+    options: &ImageOptions,
+    progress: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<Packed, ApiError> {
+    let (rootfs, dir, reserve) = (rootfs.to_owned(), dir.to_owned(), options.limits.reserve);
+    let (progress, cancel) = (progress.clone(), cancel.clone());
+    // Not abandoned on a cancel, which it looks out for itself: nothing may write there once this has ended.
+    let packing = tokio::task::spawn_blocking(move || {
+        files::remove_dir(&dir).map_err(|error| storage_error(&dir, &error))?;
+        std::fs::create_dir(&dir).map_err(|error| storage_error(&dir, &error))?;
+        let size = std::fs::metadata(&rootfs).map_err(|error| storage_error(&rootfs, &error))?;
+        superblock::check(&rootfs, size.len())?;
+        room(&dir, allocated(&size).saturating_add(reserve))?;
+        pack(&rootfs, &dir.join(PACKED), &progress, &cancel)
+    });
+    packing.await.map_err(|error| ApiError::internal(format!("the packing failed: {error}")))?
+}
+
+fn allocated(metadata: &std::fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(metadata) * 512
+}
+
+/// Packed, an image is smaller than what it takes of the disk.
+fn room(dir: &Path, needed: u64) -> Result<(), ApiError> {
+    let free = files::free_bytes(dir).map_err(|error| storage_error(dir, &error))?;
+    if free >= needed {
+        return Ok(());
+    }
+    Err(ApiError::resource_exhausted(format!(
+        "the host's disk has {} MiB free and packing the image needs up to {} MiB",
+        free >> 20,
+        needed >> 20
+    ))
+    .hint("remove images with `warren image rm`, or give the host more disk"))
 }
 
 /// Packs `rootfs` into the file `into`. Blocking.

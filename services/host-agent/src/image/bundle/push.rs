@@ -15,7 +15,7 @@ use oci_client::{
 };
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 
-use super::{Documents, MANIFEST_TYPE, Packed, pack, superblock};
+use super::{Documents, MANIFEST_TYPE, PACKED, Packed, packed};
 use crate::{
     files,
     image::{
@@ -23,7 +23,6 @@ use crate::{
         identity::{self, Identity},
         progress::Reporter,
         registry::{credentials, is_loopback},
-        storage_error,
     },
 };
 
@@ -68,7 +67,7 @@ impl Pushing {
 
     async fn packed_and_sent(&self) -> Result<PushedBundle, ApiError> {
         let registry = Registry::open(&self.reference, &self.options)?;
-        let packed = self.packed().await?;
+        let packed = packed(&self.rootfs, &self.dir, &self.options, &self.progress, &self.cancel).await?;
         let kernel = None;
         let config = self.image.config.clone();
         let identity =
@@ -89,26 +88,11 @@ impl Pushing {
         }
     }
 
-    async fn packed(&self) -> Result<Packed, ApiError> {
-        let (rootfs, dir, reserve) = (self.rootfs.clone(), self.dir.clone(), self.options.limits.reserve);
-        let (progress, cancel) = (self.progress.clone(), self.cancel.clone());
-        // Not abandoned on a cancel, which it looks out for itself: nothing may write there once this has ended.
-        let packing = tokio::task::spawn_blocking(move || {
-            files::remove_dir(&dir).map_err(|error| storage_error(&dir, &error))?;
-            std::fs::create_dir(&dir).map_err(|error| storage_error(&dir, &error))?;
-            let size = std::fs::metadata(&rootfs).map_err(|error| storage_error(&rootfs, &error))?;
-            superblock::check(&rootfs, size.len())?;
-            room(&dir, allocated(&size).saturating_add(reserve))?;
-            pack(&rootfs, &dir.join("rootfs.zst"), &progress, &cancel)
-        });
-        packing.await.map_err(|error| ApiError::internal(format!("the packing failed: {error}")))?
-    }
-
     /// Sends it all; gives the bytes the registry did not have.
     async fn send(&self, registry: &Registry, packed: &Packed, documents: &Documents) -> Result<u64, ApiError> {
         self.progress.phase("pushing", packed.size);
         registry.log_in().await?;
-        let file = self.dir.join("rootfs.zst");
+        let file = self.dir.join(PACKED);
         let mut sent = registry.blob(&packed.digest, packed.size, Content::File(&file), &self.progress).await?;
         let config = Content::Bytes(&documents.config);
         let digest = identity::digest(&documents.config);
@@ -117,24 +101,6 @@ impl Pushing {
         registry.manifest(&documents.manifest).await?;
         Ok(sent)
     }
-}
-
-fn allocated(metadata: &std::fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::blocks(metadata) * 512
-}
-
-/// Packed, an image is smaller than what it takes of the disk.
-fn room(dir: &Path, needed: u64) -> Result<(), ApiError> {
-    let free = files::free_bytes(dir).map_err(|error| storage_error(dir, &error))?;
-    if free >= needed {
-        return Ok(());
-    }
-    Err(ApiError::resource_exhausted(format!(
-        "the host's disk has {} MiB free and packing the image needs up to {} MiB",
-        free >> 20,
-        needed >> 20
-    ))
-    .hint("remove images with `warren image rm`, or give the host more disk"))
 }
 
 #[derive(Clone, Copy)]
