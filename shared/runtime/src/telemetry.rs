@@ -58,12 +58,15 @@ pub fn init(service: &'static str, version: &'static str, logs: Logs) -> anyhow:
         .with_service_name(service)
         .with_attribute(opentelemetry::KeyValue::new("service.version", version))
         .build();
-    let mut provider = SdkTracerProvider::builder().with_resource(resource.clone());
+    let mut provider = SdkTracerProvider::builder().with_resource(resource);
     let mut meters = None;
     if std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT").is_some_and(|endpoint| !endpoint.is_empty()) {
         provider = provider.with_batch_exporter(SpanExporter::builder().with_tonic().build()?);
         let exporter = MetricExporter::builder().with_tonic().build()?;
-        let exported = SdkMeterProvider::builder().with_resource(resource).with_periodic_exporter(exporter).build();
+        let exported = SdkMeterProvider::builder()
+            .with_resource(one_of_many(service, version))
+            .with_periodic_exporter(exporter)
+            .build();
         global::set_meter_provider(exported.clone());
         meters = Some(exported);
     }
@@ -82,6 +85,19 @@ pub fn init(service: &'static str, version: &'static str, logs: Logs) -> anyhow:
     };
     tracing_subscriber::registry().with(spans).with(lines).try_init()?;
     Ok(Guard { provider, meters })
+}
+
+/// What tells the metrics of one process from those of its replicas. Spans do without: each call of the CLI would be counted for itself.
+fn one_of_many(service: &'static str, version: &'static str) -> Resource {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Resource::builder()
+        .with_service_name(service)
+        .with_attribute(opentelemetry::KeyValue::new("service.version", version))
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.instance.id",
+            format!("{}/{}", host.trim(), std::process::id()),
+        ))
+        .build()
 }
 
 /// The current span as a W3C `traceparent`, if it belongs to a trace.

@@ -39,6 +39,10 @@ impl ImageStore {
         let listed = tokio::task::spawn_blocking(move || list(&root, after)).await;
         let listed = listed.map_err(|error| ApiError::internal(format!("the inventory failed: {error}")))?;
         let mut inventory = listed.map_err(|error| storage_error(&self.root, &error))?;
+        if request.after.is_none() {
+            let usage = self.cache.usage().map_err(|error| storage_error(&self.root, &error))?;
+            (inventory.cache_blobs, inventory.cache_bytes) = (usage.blobs, usage.bytes);
+        }
         for staging in &mut inventory.stagings {
             (staging.working, staging.epoch) = self.activity(staging.operation);
         }

@@ -70,6 +70,8 @@ impl Round<'_> {
             all.images.extend(page.images);
             all.stagings.extend(page.stagings);
             all.strays.extend(page.strays);
+            all.cache_blobs += page.cache_blobs;
+            all.cache_bytes += page.cache_bytes;
             if !page.more || empty {
                 return Ok(all);
             }
@@ -125,5 +127,6 @@ fn measured(host: &HostId, inventory: &Inventory) -> GcHost {
         image_bytes: inventory.images.iter().map(|here| here.disk_bytes).sum(),
         stagings: inventory.stagings.len() as u64,
         staging_bytes: inventory.stagings.iter().map(|here| here.disk_bytes).sum(),
+        cache_bytes: inventory.cache_bytes,
     }
 }

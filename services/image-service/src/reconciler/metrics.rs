@@ -20,6 +20,7 @@ struct Instruments {
     missing: Gauge<u64>,
     host_images: Gauge<u64>,
     host_bytes: Gauge<u64>,
+    cache_bytes: Gauge<u64>,
     skipped: Gauge<u64>,
 }
 
@@ -36,6 +37,11 @@ static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| {
         missing: gauge("warren.image.missing", "Images that their hosts lack or have damaged", "{replica}"),
         host_images: gauge("warren.image.host.images", "Directories of images on a host", "{image}"),
         host_bytes: gauge("warren.image.host.bytes", "What images and stagings take of a host's disk", "By"),
+        cache_bytes: gauge(
+            "warren.image.host.cache.bytes",
+            "What blobs take that a host keeps for the next pull",
+            "By",
+        ),
         skipped: gauge("warren.image.gc.skipped", "Whether the last round could not look at a host", "{host}"),
     }
 });
@@ -61,6 +67,7 @@ pub(super) fn stand(report: &GcReport, stock: &Stock) {
         if host.skipped.is_none() {
             INSTRUMENTS.host_images.record(host.images, &of);
             INSTRUMENTS.host_bytes.record(host.image_bytes + host.staging_bytes, &of);
+            INSTRUMENTS.cache_bytes.record(host.cache_bytes, &of);
         }
     }
 }

@@ -218,6 +218,7 @@ pub(super) fn skipped(host: &HostId, why: &str) -> Part {
         image_bytes: 0,
         stagings: 0,
         staging_bytes: 0,
+        cache_bytes: 0,
     };
     Part { items: Vec::new(), host: Some(host) }
 }

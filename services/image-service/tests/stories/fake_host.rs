@@ -393,7 +393,7 @@ impl Inner {
         let first = after.is_none();
         let stagings = state.staging.keys().filter(|_| first).map(staging).collect();
         let strays = if first { state.strays.clone() } else { vec![] };
-        Ok(Inventory { images, more, stagings, strays })
+        Ok(Inventory { images, more, stagings, strays, ..Inventory::default() })
     }
 
     async fn publish(&self, fence: Fence, image: ImageId) -> Result<StagedImage, ApiError> {

@@ -26,6 +26,12 @@ pub struct Inventory {
     pub stagings: Vec<StagingHere>,
     /// Names that are neither an image's nor an operation's, with the directory they are in; on the first page only, up to [`STRAYS_MAX`].
     pub strays: Vec<String>,
+    /// The blobs kept for the next pull, broken downloads among them; on the first page only.
+    #[serde(default)]
+    pub cache_blobs: u64,
+    /// What they take of the disk, in bytes.
+    #[serde(default)]
+    pub cache_bytes: u64,
 }
 
 /// How many strays an inventory names at the most.

@@ -123,6 +123,9 @@ pub struct GcHost {
     pub stagings: u64,
     /// What they take of its disk, in bytes.
     pub staging_bytes: u64,
+    /// What the blobs take of its disk that it keeps for the next pull, in bytes.
+    #[serde(default)]
+    pub cache_bytes: u64,
 }
 
 /// What was found, and what was done about it.
