@@ -80,11 +80,18 @@ pub struct Question<'a> {
 /// memory (then most free CPUs, then the first by id).
 ///
 /// # Errors
-/// `not_found` for an unknown host, `unavailable` for a silent one, `failed_precondition` when the wanted host lacks
-/// the image, `resource_exhausted` naming what is short.
+/// `not_found` for an unknown host, `unavailable` for a silent one, `failed_precondition` when the wanted host, or every
+/// host, lacks the image, `resource_exhausted` naming what is short.
 pub fn place<'a>(hosts: &'a [Candidate], question: &Question<'_>) -> Result<&'a HostId, ApiError> {
     if let Some(wanted) = question.wanted {
         return check_wanted(hosts, wanted, question);
+    }
+    if question.holders.is_empty() {
+        return Err(ApiError::failed_precondition(format!(
+            "no host has the files of the image {} any more",
+            question.image
+        ))
+        .hint("pull it again; `warren doctor` tells which hosts have lost it"));
     }
     let holders: Vec<&Candidate> = hosts.iter().filter(|host| question.holders.contains(&host.id)).collect();
     let up: Vec<&Candidate> = holders.iter().copied().filter(|host| host.up).collect();
@@ -191,6 +198,7 @@ mod tests {
         assert_eq!(ask(&hosts, Some("d"), &["d"]).unwrap_err().code, ErrorCode::Unavailable);
         assert_eq!(ask(&hosts, Some("a"), &["d"]).unwrap_err().code, ErrorCode::FailedPrecondition);
         assert_eq!(ask(&hosts, None, &["d"]).unwrap_err().code, ErrorCode::Unavailable);
+        assert_eq!(ask(&hosts, None, &[]).unwrap_err().code, ErrorCode::FailedPrecondition);
         let short = ask(&hosts, None, &["a"]).unwrap_err();
         assert_eq!(short.code, ErrorCode::ResourceExhausted);
         assert!(short.message.contains("a lacks memory (256M asked, 100 MiB free)"), "{}", short.message);
@@ -240,7 +248,8 @@ mod tests {
                 }
                 Err(error) => {
                     prop_assert!(!hosts.iter().any(good));
-                    prop_assert!(matches!(error.code, ErrorCode::ResourceExhausted | ErrorCode::Unavailable));
+                    let lost = error.code == ErrorCode::FailedPrecondition && holders.is_empty();
+                    prop_assert!(lost || matches!(error.code, ErrorCode::ResourceExhausted | ErrorCode::Unavailable));
                 }
             }
         }
