@@ -191,7 +191,8 @@ pub struct Features {
     /// In place of the image's command, for images without an init.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
-    /// The kernel it boots, by its name on the host; left out, the host's own.
+    /// The kernel it boots: one of the lab's by its name or how its digest begins, else one that hosts have in a directory of that name. Left
+    /// out, its image's, or the lab's default, or the host's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelName>,
     /// More kernel arguments.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::{
+    agent::VmKernel,
     change::{SetReply, SetRequest},
     deadline,
     feature::Features,
@@ -290,6 +291,9 @@ pub struct Vm {
     /// That image's digest, which stays although the name may have moved on. Left out by services that do not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
+    /// The kernel of the lab's that it boots, for life. Left out where that is its host's own or one of its host's directories (`kernel`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted: Option<VmKernel>,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Memory.

@@ -82,7 +82,8 @@ pub struct FeatureArgs {
     /// In place of the image's command, for images without an init; arguments are separated by spaces
     #[arg(long, value_name = "COMMAND")]
     pub cmd: Option<String>,
-    /// The kernel to boot, by its name on the host (else the host's own)
+    /// The kernel to boot: one of the lab's (`warren kernel ls`), or one that hosts have by that name (else its image's, the lab's default, or
+    /// the host's own)
     #[arg(long, value_name = "NAME")]
     pub kernel: Option<String>,
     /// More kernel arguments

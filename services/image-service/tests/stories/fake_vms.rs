@@ -232,6 +232,7 @@ impl Inner {
             image: ImageId::new(),
             image_name: vm.image,
             image_digest: None,
+            booted: None,
             cpus: 1,
             memory: MebiBytes(256),
             disk: MebiBytes(2048),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use contract::{
-    HostId, ImageId, LabName, LabelSelector, Labels, MebiBytes, OperationId, VmId, VmName, deadline, subject,
+    HostId, ImageId, KernelId, LabName, LabelSelector, Labels, MebiBytes, OperationId, VmId, VmName, deadline, subject,
     vm::{ListRequest, Vm, VmState},
 };
 use serde_json::json;
@@ -36,7 +36,8 @@ pub struct VmRow {
     pub epoch: i64,
 }
 
-pub(super) const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, (select i.digest from image.image i where i.id = v.image_id) as image_digest, v.cpus::bigint as cpus, v.memory_mib, \
+pub(super) const COLUMNS: &str = "v.id, v.name, v.state, v.host_id, v.image_id, v.image_name, (select i.digest from image.image i where i.id = v.image_id) as image_digest, \
+     (select jsonb_build_object('id', k.id, 'digest', k.digest, 'release', k.release) from image.kernel k where k.id = v.kernel_id) as booted, v.cpus::bigint as cpus, v.memory_mib, \
      v.disk_mib, v.ssh_keys, v.ssh_host_key, v.ssh_port, v.reason, v.epoch, v.created_at, v.ready_at, l.address, \
      v.labels, v.restart_policy, v.restarts::bigint as restarts, v.restart_at, v.expires_at, v.idle_seconds, v.idle_action, \
      case when v.state = 'running' then v.active_at end as active_at, v.deletion_protection, v.features, \
@@ -128,6 +129,11 @@ pub(super) fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
         image: ImageId(row.try_get("image_id")?),
         image_name: row.try_get("image_name")?,
         image_digest: row.try_get("image_digest")?,
+        booted: row
+            .try_get::<_, Option<serde_json::Value>>("booted")?
+            .map(serde_json::from_value)
+            .transpose()
+            .map_err(|error| StoreError::Schema(format!("a VM's kernel: {error}")))?,
         cpus: number(row, "cpus")?,
         memory: MebiBytes(number(row, "memory_mib")?),
         disk: MebiBytes(number(row, "disk_mib")?),
@@ -162,6 +168,21 @@ pub(super) fn read(row: &Row, domain: &str) -> Result<VmRow, StoreError> {
     let prefix: i32 = row.try_get("prefix")?;
     let ssh_keys = row.try_get("ssh_keys")?;
     Ok(VmRow { vm, prefix: u8::try_from(prefix).unwrap_or(32), gateway, ssh_keys, epoch: row.try_get("epoch")? })
+}
+
+/// Takes down which of the lab's kernels a VM boots, in the name of the claim with that epoch; no, where a newer one holds it or it is gone.
+///
+/// # Errors
+/// The database could not; the constraint `vm_kernel` where there is no such kernel.
+pub async fn vm_set_kernel(
+    client: &impl GenericClient,
+    vm: VmId,
+    epoch: i64,
+    kernel: KernelId,
+) -> Result<bool, StoreError> {
+    let update = "update vm.vm set kernel_id = $3, changed_at = clock_timestamp() where id = $1 and epoch <= $2";
+    let statement = client.prepare_cached(update).await?;
+    Ok(client.execute(&statement, &[&vm.0, &epoch, &kernel.0]).await? == 1)
 }
 
 /// What a change writes beside the state.

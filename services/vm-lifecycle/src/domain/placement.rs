@@ -137,7 +137,7 @@ fn check_wanted<'a>(hosts: &'a [Candidate], wanted: &HostId, question: &Question
 
 fn no_kernel(who: &str, kernel: &KernelName) -> ApiError {
     ApiError::failed_precondition(format!("{who} has no kernel {kernel}")).hint(format!(
-        "`warren host ls -o json` shows which have which; unpack a kernel package into {kernel} below a host's WARREN_KERNELS"
+        "`warren kernel ls` lists the lab's kernels, `warren kernel import {kernel} FILE` makes one; `warren host ls -o json` shows those of hosts"
     ))
 }
 

@@ -1,4 +1,4 @@
-//! `vm.create`: resolve the image, reserve, provision, boot, wait for the guest, say so.
+//! `vm.create`: resolve image and kernel, reserve, bring the kernel there, provision, boot, wait for the guest, say so.
 //!
 //! Nothing another create could want is held before `reserve`; everything slow comes after it, under the VM claim.
 
@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use contract::{
     ApiError, HostId, ImageId, MebiBytes, OperationId, VmId,
-    agent::{Fence, VmSpec},
+    agent::{Fence, VmKernel, VmSpec},
     deadline,
     feature::Features,
     image::ImageConfig,
@@ -28,7 +28,7 @@ use super::{
     Lab,
     agent::{self, Target},
     image::{self, Search},
-    rows,
+    kernel, rows,
 };
 use crate::{
     db::{
@@ -72,6 +72,9 @@ pub struct Journal {
     pull: Option<OperationId>,
     /// The image.
     image: Option<Resolved>,
+    /// The kernel of the lab's that it boots, if it is one.
+    #[serde(default)]
+    kernel: Option<VmKernel>,
     /// What was reserved.
     place: Option<Place>,
     /// The VM's ssh host key.
@@ -119,6 +122,7 @@ impl Kind for Create {
         vec![
             Box::new(Resolve),
             Box::new(Reserve),
+            Box::new(Kernel),
             Box::new(Provision),
             Box::new(Boot),
             Box::new(Ready),
@@ -151,6 +155,7 @@ impl Step<Create> for Resolve {
         let search = Search { image: &create.image, host: create.host.as_ref(), vm: &create.name, part: None };
         let image = image::resolve(cx, search, &mut journal.pull).await?;
         let name = image.name.to_string();
+        journal.kernel = kernel::choose(cx, create.features.kernel.as_ref(), image.id).await?;
         journal.image = Some(Resolved { id: image.id, name, config: image.config, hosts: image.hosts });
         Ok(())
     }
@@ -188,7 +193,7 @@ impl Step<Create> for Reserve {
             // Reserved already, by an earlier attempt or with its lab: what is held is not looked for again.
             let host = match rows::host(cx, order.vm_id).await? {
                 Some(host) => host,
-                None => choose(cx, kind, order, &image, &filled).await?,
+                None => choose(cx, kind, order, journal, &filled).await?,
             };
             let claim = claim(order, (image.id, &image.name), host, Some(cx.fence()));
             match kind.0.reservations.reserve(&claim).await {
@@ -218,17 +223,18 @@ async fn choose(
     cx: &Context,
     kind: &Create,
     order: &CreateOrder,
-    image: &Resolved,
+    journal: &Journal,
     filled: &BTreeSet<HostId>,
 ) -> Result<HostId, StepError> {
-    let create = &order.create;
+    let (create, image) = (&order.create, journal.image()?);
     let client = cx.store().client().await?;
     let hosts = host_candidates(&client, kind.0.reservations.rest()).await?;
     drop(client);
     let kept = kept_on(cx, create).await?;
     let needs = needs(cx, create).await?;
     let wanted = create.host.as_ref().or(kept.as_ref());
-    let kernel = create.features.kernel.as_ref();
+    // One of the lab's comes to whichever host it is.
+    let kernel = create.features.kernel.as_ref().filter(|_| journal.kernel.is_none());
     let question = Question { needs, image: &image.name, holders: &image.hosts, kernel, wanted, filled };
     // A host that is down may be back in a moment, but a caller is better told now than after the deadline.
     place(&hosts, &question).cloned().map_err(StepError::permanent)
@@ -293,6 +299,22 @@ pub(super) fn claim(
     }
 }
 
+/// Takes the kernel for the VM, and has it brought to the host. Undone by `reserve`'s undo, which removes the row; the host keeps it for the next.
+struct Kernel;
+
+#[async_trait]
+impl Step<Create> for Kernel {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    async fn run(&self, cx: &Context, _: &Create, order: &CreateOrder, journal: &mut Journal) -> Result<(), StepError> {
+        let Some(chosen) = &journal.kernel else { return Ok(()) };
+        kernel::take(cx, order.vm_id, &order.create.name, chosen).await?;
+        kernel::bring(cx, chosen, &journal.place()?.host).await
+    }
+}
+
 /// Has the host make directory, disk, tap and config drive.
 struct Provision;
 
@@ -324,7 +346,7 @@ impl Step<Create> for Provision {
             domain: kind.0.domain.clone(),
             ssh_keys: create.ssh_keys.clone(),
             features: create.features.clone(),
-            kernel: None,
+            kernel: journal.kernel.clone(),
         };
         journal.ssh_host_key = Some(agent::provision(cx, &place.host, spec).await?.ssh_host_key);
         Ok(())

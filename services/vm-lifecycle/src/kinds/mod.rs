@@ -4,6 +4,7 @@ mod agent;
 pub mod create;
 pub mod delete;
 mod image;
+mod kernel;
 pub mod lab;
 mod pause;
 mod power;

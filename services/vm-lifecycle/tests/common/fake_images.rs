@@ -7,8 +7,9 @@ use std::{
 
 use bus::{Bus, Service};
 use contract::{
-    ApiError, HostId, ImageId, ImageName, OperationId,
+    ApiError, HostId, ImageId, ImageName, KernelId, OperationId,
     image::{Get, Image, ImageConfig, Pull, PullRequest},
+    kernel::{self, Choice, Kernel, PlaceRequest},
     operation::Operation,
 };
 use operations::NewOperation;
@@ -19,6 +20,7 @@ use time::OffsetDateTime;
 pub struct FakeImages {
     images: Arc<Mutex<BTreeMap<String, Image>>>,
     pulls: Arc<Mutex<Vec<(PullRequest, OperationId)>>>,
+    kernels: Arc<Mutex<BTreeMap<String, Kernel>>>,
     _service: Service,
 }
 
@@ -40,6 +42,8 @@ impl FakeImages {
             })
             .await
             .unwrap();
+        let kernels: Arc<Mutex<BTreeMap<String, Kernel>>> = Arc::default();
+        serve_kernels(&service, &kernels, &store).await;
         let asked = pulls.clone();
         service
             .serve::<Pull, _>(move |context, request| {
@@ -49,7 +53,7 @@ impl FakeImages {
             .await
             .unwrap();
         service.ready().await.unwrap();
-        Self { images, pulls, _service: service }
+        Self { images, pulls, kernels, _service: service }
     }
 
     /// Publishes an image of that name on these hosts (more of them, if it exists).
@@ -86,10 +90,99 @@ impl FakeImages {
         id
     }
 
+    /// A kernel of the lab's, on these hosts.
+    pub async fn put_kernel(&self, sql: &tokio_postgres::Client, name: &str, hosts: &[&str], default: bool) -> Kernel {
+        let id = KernelId::new();
+        let insert = "insert into image.kernel (id, digest, release, architecture, bytes, source) \
+                      values ($1, $2, $3, 'amd64', 7, 'test')";
+        let (digest, release) = (format!("sha256:{}", id.0.simple()), format!("6.1-{name}"));
+        sql.execute(insert, &[&id.0, &digest, &release]).await.unwrap();
+        let kernel = Kernel {
+            id,
+            name: name.parse().unwrap(),
+            names: vec![name.parse().unwrap()],
+            digest,
+            release,
+            architecture: "amd64".into(),
+            bytes: 7,
+            source: "test".into(),
+            default,
+            hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+            vms: 0,
+            images: 0,
+            created_at: OffsetDateTime::now_utc(),
+        };
+        self.kernels.lock().unwrap().insert(name.to_owned(), kernel.clone());
+        kernel
+    }
+
+    /// The hosts that have a kernel by now.
+    pub fn kernel_hosts(&self, name: &str) -> Vec<String> {
+        self.kernels.lock().unwrap()[name].hosts.iter().map(ToString::to_string).collect()
+    }
+
     /// The pulls asked for, once each.
     pub fn pulls(&self) -> Vec<(PullRequest, OperationId)> {
         self.pulls.lock().unwrap().clone()
     }
+}
+
+async fn serve_kernels(service: &Service, kernels: &Arc<Mutex<BTreeMap<String, Kernel>>>, store: &Store) {
+    let all = kernels.clone();
+    let choose = service.serve::<kernel::Choose, _>(move |_, request| {
+        let all = all.clone();
+        async move {
+            let all = all.lock().unwrap();
+            let kernel = match request.kernel {
+                Some(name) => all.get(name.as_str()).cloned(),
+                None => all.values().find(|kernel| kernel.default).cloned(),
+            };
+            Ok(Choice { kernel })
+        }
+    });
+    choose.await.unwrap();
+    let all = kernels.clone();
+    let get = service.serve::<kernel::Get, _>(move |_, request| {
+        let kernel = all.lock().unwrap().get(&request.kernel).cloned();
+        async move { kernel.ok_or_else(|| ApiError::not_found("no such kernel")) }
+    });
+    get.await.unwrap();
+    let (all, store) = (kernels.clone(), store.clone());
+    let place = service.serve::<kernel::Place, _>(move |context, request| {
+        let (all, store) = (all.clone(), store.clone());
+        async move { place(&store, &all, context, request).await }
+    });
+    place.await.unwrap();
+}
+
+/// Places a kernel at once.
+async fn place(
+    store: &Store,
+    kernels: &Mutex<BTreeMap<String, Kernel>>,
+    context: bus::RequestContext,
+    request: PlaceRequest,
+) -> Result<Operation, ApiError> {
+    let new = NewOperation {
+        id: OperationId::new(),
+        kind: "kernel.place",
+        resource: format!("kernel:{}@{}", request.kernel, request.host),
+        request: json!(request),
+        deadline: contract::deadline::PULL,
+        request_key: context.request_key,
+        request_digest: context.body_digest,
+        traceparent: None,
+    };
+    let client = store.client().await?;
+    let submitted = operations::submit(&client, &new).await?;
+    for kernel in kernels.lock().unwrap().values_mut().filter(|kernel| kernel.id == request.kernel) {
+        if !kernel.hosts.contains(&request.host) {
+            kernel.hosts.push(request.host.clone());
+        }
+    }
+    let end = "update operations.operation set state = 'succeeded', finished_at = now() where id = $1";
+    client.execute(end, &[&submitted.id().0]).await.unwrap();
+    drop(client);
+    operations::get(store, submitted.id()).await
 }
 
 async fn insert_image(sql: &tokio_postgres::Client, id: ImageId, name: &str) {

@@ -56,6 +56,7 @@ mod tests {
             image: ImageId::new(),
             image_name: "debian".into(),
             image_digest: None,
+            booted: None,
             cpus: 1,
             memory: MebiBytes(256),
             disk: MebiBytes(2048),

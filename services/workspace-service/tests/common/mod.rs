@@ -127,6 +127,7 @@ impl Lab {
             image: ImageId::new(),
             image_name: "debian".into(),
             image_digest: None,
+            booted: None,
             cpus: 1,
             memory: MebiBytes(256),
             disk: MebiBytes(2048),

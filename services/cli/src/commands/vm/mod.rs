@@ -174,7 +174,7 @@ fn show(vm: &Vm, claims: &Claims) -> Result<(), Failure> {
         ("ports", joined(&vm.features.ports)),
         ("data disks", vm.features.disks.iter().map(data_disk).collect::<Vec<_>>().join(" ")),
         ("env", vm.features.env.keys().cloned().collect::<Vec<_>>().join(" ")),
-        ("kernel", vm.features.kernel.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("kernel", kernel(vm)),
         ("kernel args", vm.features.kernel_args.clone()),
         ("expires", vm.expires_at.map(|at| at.format(&Rfc3339).unwrap_or_default()).unwrap_or_default()),
         ("idle limit", vm.idle_limit.map(idle_limit).unwrap_or_default()),
@@ -243,4 +243,12 @@ async fn copy_out(stream: &mut ByteStream) -> Result<(), Failure> {
 
 fn broken(error: &std::io::Error) -> ApiError {
     ApiError::unavailable(format!("the stream was cut: {error}"))
+}
+
+/// What it asked for, and what that is.
+fn kernel(vm: &Vm) -> String {
+    let asked = vm.features.kernel.as_ref().map(ToString::to_string);
+    let booted =
+        vm.booted.as_ref().map(|kernel| format!("Linux {} ({})", output::clean(&kernel.release), kernel.digest));
+    asked.into_iter().chain(booted).collect::<Vec<_>>().join(": ")
 }

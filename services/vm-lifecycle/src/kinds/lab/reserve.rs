@@ -1,5 +1,7 @@
 //! A lab's reservation and its reverse: a host for each new VM, then all of them in one transaction.
 
+use std::collections::HashMap;
+
 use contract::{ApiError, HostId, VmId, deadline, vm::CreateRequest};
 use operations::{Context, Kind, NewOperation, StepError};
 use runtime::telemetry;
@@ -22,6 +24,7 @@ use crate::{
     kinds::{
         Delete, Lab,
         create::{self, Create, CreateOrder},
+        kernel,
     },
 };
 
@@ -56,16 +59,28 @@ pub async fn reserve(cx: &Context, lab: &Lab, order: &LabUpOrder, journal: &Jour
 }
 
 async fn hosts(cx: &Context, lab: &Lab, new: &[(&LabVmOrder, &Resolved)]) -> Result<Vec<HostId>, StepError> {
-    let mut wants = Vec::new();
+    let (mut wants, mut labs) = (Vec::new(), HashMap::new());
     for (vm, image) in new {
         let kept = create::kept_on(cx, &vm.create).await?;
+        let kernel = match &vm.create.features.kernel {
+            None => None,
+            Some(name) => {
+                let known = match labs.get(name) {
+                    Some(known) => *known,
+                    None => kernel::is_the_labs(cx, name).await?,
+                };
+                labs.insert(name.clone(), known);
+                // One of the lab's comes to whichever host it is.
+                (!known).then(|| name.clone())
+            }
+        };
         let ports = vm.create.features.ports.iter().map(|port| (port.protocol, port.host));
         wants.push(Want {
             name: vm.create.name.clone(),
             needs: create::needs(cx, &vm.create).await?,
             image: image.name.clone(),
             holders: image.hosts.clone(),
-            kernel: vm.create.features.kernel.clone(),
+            kernel,
             wanted: vm.create.host.clone().or(kept),
             ports: ports.collect(),
         });
