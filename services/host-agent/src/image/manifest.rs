@@ -116,6 +116,18 @@ fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, ApiEr
         .map_err(|error| ApiError::invalid_argument(format!("the image's {what} cannot be read: {error}")))
 }
 
+/// Reads bytes as [`resolve`] reads documents; tells whether they are one.
+pub(super) fn examine(bytes: &[u8]) -> bool {
+    let document = parse::<Document>(bytes, "manifest").is_ok_and(|document| match document.manifests {
+        Some(manifests) => choose(manifests, None).is_ok_and(|next| check(&next).is_ok()),
+        None => {
+            let layers = document.layers.unwrap_or_default();
+            document.config.into_iter().chain(layers).map(|blob| check(&blob)).all(|checked| checked.is_ok())
+        }
+    });
+    document || parse::<Configuration>(bytes, "configuration").is_ok() || Identity::read(bytes).is_ok()
+}
+
 /// A digest becomes a path, so its form is checked before anything else.
 fn check(descriptor: &Descriptor) -> Result<(), ApiError> {
     check_digest(&descriptor.digest)

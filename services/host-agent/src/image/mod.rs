@@ -7,6 +7,8 @@ mod bundle;
 mod cache;
 mod download;
 mod ext4;
+#[doc(hidden)]
+pub mod fuzzing;
 mod high_water;
 mod identity;
 mod import;
