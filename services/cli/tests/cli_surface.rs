@@ -45,7 +45,7 @@ fn help_names_every_command_and_the_exit_codes() {
         assert!(help.contains(word), "{word} is missing:\n{help}");
     }
     for (area, verbs) in [
-        ("image", &["pull", "ls", "show", "rm"][..]),
+        ("image", &["pull", "kernel", "ls", "show", "rm"][..]),
         ("kernel", &["import", "ls", "show", "rm", "default"]),
         ("vm", &["create", "ls", "show", "start", "stop", "restart", "rm", "logs"]),
         ("lab", &["up", "down", "ls", "show"]),

@@ -44,9 +44,13 @@ async fn a_kernel_is_imported_booted_elsewhere_and_removed_when_nobody_needs_it(
     assert_eq!(running().await, release);
     let text = lab.must(&["kernel", "default", "mine"]).await;
     assert!(text.contains("VMs boot mine"), "{text}");
+    lab.must(&["image", "kernel", "bb", "mine"]).await;
+    assert!(lab.must(&["image", "show", "bb"]).await.contains(mine["digest"].as_str().unwrap()));
     lab.must(&["vm", "rm", "web"]).await;
     refused(&lab, &["kernel", "rm", "mine"], "failed_precondition", 5).await;
     lab.must(&["kernel", "default", "--none"]).await;
+    refused(&lab, &["kernel", "rm", "mine"], "failed_precondition", 5).await;
+    lab.must(&["image", "kernel", "bb", "--none"]).await;
     lab.must(&["kernel", "rm", "mine"]).await;
     for host in [&one, &two] {
         assert_eq!(testkit::lab::entries(&lab.state_dir(host).join("kernel-objects")), Vec::<String>::new());

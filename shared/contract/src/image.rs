@@ -6,6 +6,7 @@ mod config;
 mod delete;
 mod file;
 mod gc;
+mod kernel;
 mod listing;
 mod naming;
 mod promote;
@@ -24,6 +25,7 @@ pub use config::ImageConfig;
 pub use delete::DeleteRequest;
 pub use file::{FileSource, LABEL_MAX};
 pub use gc::{GC_ITEMS_MAX, GcCount, GcHost, GcItem, GcKind, GcOutcome, GcReport, GcRequest};
+pub use kernel::SetKernelRequest;
 pub use listing::{ImageList, ListRequest};
 pub use naming::{RenameRequest, TagRequest};
 pub use promote::PromoteRequest;
@@ -62,6 +64,8 @@ verbs! {
     Gc = "warren.image.gc", false, deadline::RECONCILE, GcRequest => GcReport;
     /// Gives an image one more name, or moves a name to it. Operation `image.tag`; its result is the image.
     Tag = "warren.image.tag", true, deadline::WAITING, TagRequest => Operation;
+    /// Lets an image name another kernel, or none.
+    SetKernel = "warren.image.set_kernel", true, deadline::QUICK, SetKernelRequest => Image;
     /// Changes a name of an image. Operation `image.rename`; its result is the image.
     Rename = "warren.image.rename", true, deadline::WAITING, RenameRequest => Operation;
 }

@@ -1,7 +1,7 @@
 //! Images as rows, and as clients see them.
 
 use contract::{
-    HostId, ImageId, ImageName,
+    HostId, ImageId, ImageName, KernelId,
     image::{Image, ImageConfig, ListRequest},
 };
 use serde_json::Value;
@@ -13,6 +13,8 @@ use crate::domain::reference::Prefix;
 
 /// The columns [`read`] reads, without the name.
 const COLUMNS: &str = "i.id, i.digest, i.source, i.architecture, i.rootfs_bytes, i.config, i.created_at, i.unnamed_at, \
+     (select jsonb_build_object('id', k.id, 'digest', k.digest, 'release', k.release) from image.kernel k \
+        where k.id = i.kernel_id) as kernel, \
      array(select m.name from image.name m where m.image_id = i.id order by m.name) as names, \
      array(select r.host_id from image.replica r where r.image_id = i.id and r.missing_at is null order by r.host_id) as hosts, \
      array(select r.host_id from image.replica r where r.image_id = i.id and r.missing_at is not null order by r.host_id) as missing";
@@ -89,10 +91,26 @@ pub async fn image_list(client: &impl GenericClient, page: &ListRequest) -> Resu
     rows.iter().map(read).collect()
 }
 
+/// Lets an image name another kernel, or none.
+///
+/// # Errors
+/// The database could not; the constraint `image_kernel` where there is no such kernel.
+pub async fn image_set_kernel(
+    client: &impl GenericClient,
+    image: ImageId,
+    kernel: Option<KernelId>,
+) -> Result<(), StoreError> {
+    let statement = client.prepare_cached("update image.image set kernel_id = $2 where id = $1").await?;
+    client.execute(&statement, &[&image.0, &kernel.map(|kernel| kernel.0)]).await?;
+    Ok(())
+}
+
 fn read(row: &Row) -> Result<Image, StoreError> {
     let bytes: i64 = row.try_get("rootfs_bytes")?;
     let config: ImageConfig = serde_json::from_value(row.try_get::<_, Value>("config")?)
         .map_err(|error| StoreError::Schema(format!("column config cannot be read: {error}")))?;
+    let kernel = row.try_get::<_, Option<Value>>("kernel")?.map(serde_json::from_value).transpose();
+    let kernel = kernel.map_err(|error| StoreError::Schema(format!("an image's kernel: {error}")))?;
     let names: Vec<String> = row.try_get("names")?;
     // The note may be older than the name.
     let unnamed = names.is_empty();
@@ -115,6 +133,7 @@ fn read(row: &Row) -> Result<Image, StoreError> {
         architecture: row.try_get("architecture")?,
         rootfs_bytes: bytes.unsigned_abs(),
         config,
+        kernel,
         hosts: hosts("hosts")?,
         missing: hosts("missing")?,
         unnamed_at: row.try_get::<_, Option<_>>("unnamed_at")?.filter(|_| unnamed),

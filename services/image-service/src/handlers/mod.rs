@@ -14,6 +14,7 @@ mod pull;
 mod push;
 mod register;
 mod rename;
+mod set_kernel;
 mod tag;
 
 use std::sync::Arc;
@@ -68,6 +69,7 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<image::Gc, _>(service, app, gc::handle).await?;
     serve::<image::Tag, _>(service, app, tag::handle).await?;
     serve::<image::Rename, _>(service, app, rename::handle).await?;
+    serve::<image::SetKernel, _>(service, app, set_kernel::handle).await?;
     kernel::serve_all(service, app).await
 }
 

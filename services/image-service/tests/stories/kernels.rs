@@ -3,6 +3,7 @@
 use contract::{
     ErrorCode, OperationId,
     host::HostState,
+    image::SetKernel,
     kernel::{Choice, Choose, Delete, Get, Import, Kernel, List, Place, SetDefault},
     operation::{Operation, OperationState},
 };
@@ -121,7 +122,9 @@ async fn a_kernel_in_use_stays_and_who_uses_it_is_said() {
     let sql = lab.sql().await;
     insert_vm(&sql, "web", image.id).await;
     sql.execute("update vm.vm set kernel_id = $1", &[&kernel.id.0]).await.unwrap();
-    sql.execute("update image.image set kernel_id = $1", &[&kernel.id.0]).await.unwrap();
+    let request = json!({ "image": "debian", "kernel": "stable" });
+    let named = lab.call::<SetKernel>(request, None).await.unwrap().kernel.unwrap();
+    assert_eq!((named.id, named.release), (kernel.id, kernel.release.clone()));
     lab.call::<SetDefault>(json!({ "kernel": "stable" }), None).await.unwrap();
     let shown = kernels.get("stable").await.unwrap();
     assert_eq!((shown.vms, shown.images, shown.default), (1, 1, true));
@@ -134,7 +137,10 @@ async fn a_kernel_in_use_stays_and_who_uses_it_is_said() {
     }
     sql.execute("update vm.vm set kernel_id = null", &[]).await.unwrap();
     assert!(kernels.delete("stable").await.unwrap_err().hint.unwrap().contains("debian"));
-    sql.execute("update image.image set kernel_id = null", &[]).await.unwrap();
+    lab.call::<SetKernel>(json!({ "image": "debian" }), None).await.unwrap();
+    for request in [json!({ "image": "debian", "kernel": "nowhere" }), json!({ "image": "nothing" })] {
+        assert_eq!(lab.call::<SetKernel>(request, None).await.unwrap_err().code, ErrorCode::NotFound);
+    }
     assert!(kernels.delete("stable").await.unwrap_err().hint.unwrap().contains("default"));
     lab.call::<SetDefault>(json!({}), None).await.unwrap();
     kernels.delete("stable").await.unwrap();
@@ -158,7 +164,7 @@ async fn a_vm_boots_what_it_asks_for_or_its_images_kernel_or_the_default() {
     let Choice { kernel } = lab.call::<SetDefault>(json!({ "kernel": "default" }), None).await.unwrap();
     assert!(kernel.unwrap().default);
     assert_eq!(chosen(None).await.as_deref(), Some("default"));
-    lab.sql().await.execute("update image.image set kernel_id = $1", &[&of_image.id.0]).await.unwrap();
+    lab.call::<SetKernel>(json!({ "image": "debian", "kernel": of_image.digest }), None).await.unwrap();
     assert_eq!(chosen(None).await.as_deref(), Some("of-image"));
     assert_eq!(chosen(Some("asked")).await.as_deref(), Some("asked"));
     assert_eq!(chosen(Some("only-on-a-host")).await, None);

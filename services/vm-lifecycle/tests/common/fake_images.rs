@@ -81,6 +81,7 @@ impl FakeImages {
             architecture: "amd64".into(),
             rootfs_bytes: 1 << 20,
             config: ImageConfig::default(),
+            kernel: None,
             hosts: vec![],
             missing: vec![],
             unnamed_at: None,

@@ -99,7 +99,7 @@ pub struct SendKernelRequest {
     pub session: SessionId,
 }
 
-/// The kernel of the lab's that a VM boots.
+/// A kernel of the lab's as VMs and images name it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmKernel {

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::ImageConfig;
 use crate::{
+    agent::VmKernel,
     id::{HostId, ImageId},
     name::ImageName,
 };
@@ -42,6 +43,9 @@ pub struct Image {
     pub rootfs_bytes: u64,
     /// What its author asked to be run.
     pub config: ImageConfig,
+    /// The kernel of the lab's that it names, if it names one. It is no part of its digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<VmKernel>,
     /// The hosts that hold it.
     pub hosts: Vec<HostId>,
     /// Hosts that are to hold it and were found to lack it, or to have it damaged. A pull of it to such a host brings it back.

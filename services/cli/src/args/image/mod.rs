@@ -4,6 +4,7 @@ mod build;
 mod export;
 mod gc;
 mod import;
+mod kernel;
 mod log;
 mod ls;
 mod promote;
@@ -21,6 +22,7 @@ pub use build::{BuildArgs, Part, Parts};
 pub use export::ExportArgs;
 pub use gc::GcArgs;
 pub use import::ImportArgs;
+pub use kernel::ImageKernelArgs;
 pub use log::LogArgs;
 pub use ls::LsArgs;
 pub use promote::PromoteArgs;
@@ -61,6 +63,8 @@ pub enum ImageCommand {
     /// Remove what nobody owns: stagings of operations that ended, directories without a row, images long without a name.
     /// Replicas whose files are gone are noted, so that a pull brings them back. It is done now and then anyway
     Gc(GcArgs),
+    /// Let an image name the kernel that its new VMs boot
+    Kernel(ImageKernelArgs),
     /// Show one image
     Show(ShowArgs),
     /// Take a name away, and with the last name the image; by id or digest, the image with all its names

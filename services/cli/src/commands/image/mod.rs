@@ -4,6 +4,7 @@ mod build;
 mod export;
 mod gc;
 mod import;
+mod kernel;
 mod log;
 mod ls;
 mod promote;
@@ -42,6 +43,7 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
         ImageCommand::Tag(args) => tag::run(global, format, args).await,
         ImageCommand::Rename(args) => rename::run(global, format, &args).await,
         ImageCommand::Gc(args) => gc::run(global, format, &args).await,
+        ImageCommand::Kernel(args) => kernel::run(global, format, args).await,
         ImageCommand::Show(args) => show::run(global, format, args).await,
         ImageCommand::Rm(args) => rm::run(global, format, args).await,
     }

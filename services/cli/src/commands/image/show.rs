@@ -29,6 +29,14 @@ fn show(image: &Image) -> Result<(), Failure> {
         ("source", image.source.clone()),
         ("architecture", image.architecture.clone()),
         ("size", indicatif::BinaryBytes(image.rootfs_bytes).to_string()),
+        (
+            "kernel",
+            image
+                .kernel
+                .as_ref()
+                .map(|it| format!("Linux {} ({})", output::clean(&it.release), it.digest))
+                .unwrap_or_default(),
+        ),
         ("hosts", hosts(image)),
         ("unnamed for", image.unnamed_at.map(output::age).unwrap_or_default()),
         ("entrypoint", image.config.entrypoint.join(" ")),
