@@ -221,7 +221,10 @@ async fn bombs_and_floods_go_no_further_than_the_limits() {
     header.set_path("hole").unwrap();
     header.set_entry_type(EntryType::GNUSparse);
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0), header.set_size(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(0);
     header.as_gnu_mut().unwrap().realsize.copy_from_slice(b"77777777777\0");
     header.set_cksum();
     let sparse = || Told::plain([header.as_bytes().as_slice(), &[0; 1024]].concat());

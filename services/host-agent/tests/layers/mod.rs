@@ -56,7 +56,10 @@ impl Tar {
         let mut header = Header::new_ustar();
         header.set_path(path).unwrap();
         header.set_mode(0o644);
-        (header.set_uid(0), header.set_gid(0), header.set_mtime(0), header.set_size(0));
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
         header.set_cksum();
         self.0.append(&header, &[][..]).unwrap();
         self

@@ -37,7 +37,9 @@ pub struct Image {
 fn noise(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
-        (state ^= state << 13, state ^= state >> 7, state ^= state << 17);
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
         state.to_le_bytes()
     };
     std::iter::repeat_with(&mut next).take(size.div_ceil(8)).flatten().take(size).collect()

@@ -269,7 +269,7 @@ async fn hosts_that_are_down_away_old_or_gone_are_named() {
     sql.execute("delete from vm.vm", &[]).await.unwrap();
     assert_eq!(told(&lab.gc(true).await)[0].2, GcOutcome::Pending);
     assert_eq!(told(&lab.gc(false).await), [(GcKind::HostGone, image.id.to_string(), GcOutcome::Mended)]);
-    assert_eq!(lab.image("debian").await.unwrap().hosts, [other.id.clone()]);
+    assert_eq!(lab.image("debian").await.unwrap().hosts, std::slice::from_ref(&other.id));
     // What a host owes that is gone for good is forgotten.
     lab.registry.put("h2", HostState::Down, 512);
     other.set_away(true);

@@ -15,11 +15,7 @@ use contract::{
     image::{self, FileSource, ImageRef, LABEL_MAX},
     operation::{self, Operation, OperationRef},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    runtime::Handle,
-    task::JoinHandle,
-};
+use tokio::{io::AsyncWriteExt, runtime::Handle, task::JoinHandle};
 
 use crate::{
     client::Client,
@@ -164,7 +160,7 @@ fn send(stream: ByteStream, path: Option<&Path>) -> Result<(), Unsent> {
     let ended = runtime.block_on(async {
         stream.shutdown().await?;
         // The host says nothing but how it ended.
-        stream.read(&mut [0]).await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
         stream.closed().await;
         Ok(())
     });

@@ -14,11 +14,7 @@ use contract::{
     ApiError, SessionId,
     kernel::{KernelSource, LABEL_MAX},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    runtime::Handle,
-    task::JoinHandle,
-};
+use tokio::{io::AsyncWriteExt, runtime::Handle, task::JoinHandle};
 
 use crate::client::Client;
 
@@ -144,8 +140,7 @@ fn send(stream: ByteStream, files: &[PathBuf]) -> Result<(), Unsent> {
     let ended = runtime.block_on(async {
         stream.shutdown().await?;
         // The host says nothing but how it ended.
-        let mut word = [0; 1];
-        stream.read(&mut word).await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
         stream.closed().await;
         Ok(())
     });

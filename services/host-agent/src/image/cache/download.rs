@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Cache,
     blob::{Broken, Content},
-    files::{self, Local, Writer, Written},
+    files::{self, Local, Written},
 };
 use crate::image::{
     manifest::Descriptor,
@@ -83,7 +83,7 @@ impl Download {
         self.content.begin(writer.file(), begun, false);
         let (pieces, queue) = mpsc::channel(QUEUE);
         let content = self.content.clone();
-        let writing = tokio::task::spawn_blocking(move || Writer::run(writer, queue, &content, turn));
+        let writing = tokio::task::spawn_blocking(move || writer.run(queue, &content, turn));
         let mut came = Came::default();
         let fed = tokio::select! {
             fed = self.feed(pieces, begun, &mut came) => fed,
@@ -126,7 +126,7 @@ impl Download {
             };
             let Err(failure) = tried else { return Ok(()) };
             if pieces.is_closed() {
-                return Err(failure.error);
+                return Err(*failure.error);
             }
             let asked = tour.at();
             tokio::time::sleep(tour.failed(failure, at - before >= PROGRESS)?).await;

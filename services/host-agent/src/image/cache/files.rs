@@ -38,7 +38,7 @@ pub(super) fn part(dir: &Path, digest: &str) -> PathBuf {
 /// What is there of a blob.
 pub(super) enum Local {
     Whole(Arc<File>),
-    Part(Writer),
+    Part(Box<Writer>),
 }
 
 /// Opens what is there of a blob, beginning it where nothing is. Blocking; a part is read and hashed again.
@@ -62,7 +62,7 @@ pub(super) fn open(cache: &Cache, digest: &str, size: u64) -> Result<Local, ApiE
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(storage_error(&path, &error)),
     }
-    Writer::open(cache, digest, size).map(Local::Part)
+    Writer::open(cache, digest, size).map(|writer| Local::Part(Box::new(writer)))
 }
 
 /// Writes a part, and makes it a whole blob at its end.

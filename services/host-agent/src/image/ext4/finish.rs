@@ -66,7 +66,7 @@ impl Plan {
         let spare = (SPARE + used / 8).saturating_sub(free);
         let least = (groups - 1) * GROUP + LAST_GROUP;
         let mut blocks = (plan.space.end() + spare).max(least).next_multiple_of(256);
-        if blocks % GROUP != 0 && blocks % GROUP < LAST_GROUP {
+        if !blocks.is_multiple_of(GROUP) && blocks % GROUP < LAST_GROUP {
             blocks = blocks / GROUP * GROUP + LAST_GROUP;
         }
         plan.blocks = blocks;

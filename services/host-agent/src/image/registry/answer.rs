@@ -22,17 +22,18 @@ pub(in crate::image) enum Remedy {
 /// Why an endpoint did not give what it was asked for.
 #[derive(Debug)]
 pub(in crate::image) struct Failure {
-    pub error: ApiError,
+    /// Boxed, as most of what gives a failure gives little else.
+    pub error: Box<ApiError>,
     pub remedy: Remedy,
 }
 
 impl Failure {
     pub(in crate::image) fn again(error: ApiError) -> Self {
-        Self { error, remedy: Remedy::Again(None) }
+        Self { error: Box::new(error), remedy: Remedy::Again(None) }
     }
 
     pub(in crate::image) fn elsewhere(error: ApiError) -> Self {
-        Self { error, remedy: Remedy::Elsewhere }
+        Self { error: Box::new(error), remedy: Remedy::Elsewhere }
     }
 
     /// Of a request that brought no answer, or whose answer broke off.
@@ -57,7 +58,7 @@ impl Failure {
             ),
             408 | 425 | 429 | 500..=599 => {
                 let error = ApiError::unavailable(format!("{registry} answers {status} for {what}"));
-                Self { error, remedy: Remedy::Again(retry_after(headers, SystemTime::now())) }
+                Self { error: Box::new(error), remedy: Remedy::Again(retry_after(headers, SystemTime::now())) }
             }
             _ => Self::elsewhere(ApiError::failed_precondition(format!("{registry} answers {status} for {what}"))),
         }

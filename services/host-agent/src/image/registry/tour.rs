@@ -55,7 +55,7 @@ impl Tour {
         tracing::debug!(endpoint = self.at, error = %failure.error, "a registry did not give it");
         let Failure { error, remedy } = failure;
         if self.told.as_ref().is_none_or(|(from, _)| self.at >= *from) {
-            self.told = Some((self.at, error.clone()));
+            self.told = Some((self.at, (*error).clone()));
         }
         let asked = match remedy {
             Remedy::Again(after) => after.map(|after| after.min(RETRY_AFTER_MAX)).unwrap_or_default(),
@@ -72,7 +72,7 @@ impl Tour {
             self.at = next;
             return Ok(Duration::ZERO);
         }
-        let end = || self.told.clone().map_or(error, |(_, told)| told);
+        let end = || self.told.clone().map_or(*error, |(_, told)| told);
         let Some(first) = self.fit.iter().position(|fit| *fit) else { return Err(end()) };
         match self.pauses.next() {
             Some(pause) => {
@@ -89,7 +89,10 @@ mod tests {
     use super::*;
 
     fn again(after: Option<u64>) -> Failure {
-        Failure { error: ApiError::unavailable("busy"), remedy: Remedy::Again(after.map(Duration::from_secs)) }
+        Failure {
+            error: Box::new(ApiError::unavailable("busy")),
+            remedy: Remedy::Again(after.map(Duration::from_secs)),
+        }
     }
 
     fn elsewhere() -> Failure {
