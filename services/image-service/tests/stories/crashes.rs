@@ -60,7 +60,8 @@ impl Crash {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        wait_until("the service", BOUND, async || self.lab.call::<contract::image::List>(json!({}), None).await.ok())
+        // Verbs about kernels are served last.
+        wait_until("the service", BOUND, async || self.lab.call::<contract::kernel::List>(json!({}), None).await.ok())
             .await;
         child
     }
