@@ -8,7 +8,7 @@ use super::credentials::is_loopback;
 /// A mirror of a registry, or of all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirror {
-    /// Whose images it has, e.g. `docker.io`; `None`: everybody's.
+    /// Whose images it has, e.g. `hub.example`; `None`: everybody's.
     registry: Option<String>,
     /// Where its `/v2/` is below.
     base: Url,
@@ -49,7 +49,7 @@ pub fn parse(text: &str) -> Result<Vec<Mirror>, String> {
 }
 
 fn one(part: &str) -> Result<Mirror, String> {
-    let wrong = || format!("{part:?} is not REGISTRY=MIRROR, e.g. docker.io=https://mirror.example:5000");
+    let wrong = || format!("{part:?} is not REGISTRY=MIRROR, e.g. hub.example=https://mirror.example:5000");
     let (registry, mirror) = part.split_once('=').ok_or_else(wrong)?;
     let (registry, mirror) = (registry.trim(), mirror.trim());
     if registry.is_empty() || registry.contains('/') {
