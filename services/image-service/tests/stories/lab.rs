@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bus::{Bus, BusConfig, CallOptions};
 use contract::{
-    ApiError, OperationId, Verb,
+    ApiError, ErrorCode, OperationId, Verb,
     host::HostState,
     image::{Delete, Gc, GcReport, Get, Image, ImageRef, Pull},
     operation::{self, Operation, OperationState, WaitRequest},
@@ -121,7 +121,12 @@ impl Lab {
 
     /// A round of the reconciler.
     pub async fn gc(&self, dry_run: bool) -> GcReport {
-        self.call::<Gc>(json!({ "dry_run": dry_run }), None).await.unwrap()
+        // A service that just started may serve other verbs before this one.
+        let served = async || match self.call::<Gc>(json!({ "dry_run": dry_run }), None).await {
+            Err(error) if error.code == ErrorCode::Unavailable => None,
+            answer => Some(answer),
+        };
+        wait_until("the verb", BOUND, served).await.unwrap()
     }
 
     /// Waits until nothing is left of any image: no row, no file, nothing owed.
