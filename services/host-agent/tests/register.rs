@@ -1,9 +1,15 @@
 //! Stories of root filesystems that somebody has: what a VM can boot becomes an image, and all else is refused and leaves nothing.
 
+mod trees;
+
 use std::{
+    ffi::{CString, OsStr},
     fs::{self, File, OpenOptions},
     io::Write,
-    os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt, PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -23,6 +29,7 @@ use contract::{
 use host_agent::image::{ImageOptions, ImageStore, Limits, Sources};
 use testkit::Nats;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use trees::{Mounted, assert_same, describe};
 
 struct Host {
     images: Arc<ImageStore>,
@@ -156,6 +163,134 @@ async fn a_directory_and_its_archive_are_images_with_all_that_is_in_them() {
     let error = host.refused("out.tar").await;
     assert!(error.code == ErrorCode::InvalidArgument && error.message.contains("../../x"), "{error}");
     host.assert_no_staging();
+}
+
+/// What no packer makes smaller.
+fn noise() -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_le_bytes()[3]
+    };
+    (0..200_000).map(|_| next()).collect()
+}
+
+/// What `tree` lacks and filesystems keep: attributes, odd names, a fifo, holes, a long link, old times; without its socket.
+fn rich_tree(dir: &Path) {
+    tree(dir);
+    fs::remove_file(dir.join("etc/socket")).unwrap();
+    let set = |path: &str, name: &str, value: &[u8]| {
+        let path = CString::new(dir.join(path).as_os_str().as_bytes()).unwrap();
+        let name = CString::new(name).unwrap();
+        // SAFETY: both names end with a zero, and the value is as long as it is said to be.
+        let set = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    };
+    set("bin/sh", "security.capability", &[1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    set("etc", "user.comment", b"a\0b\nc");
+    set("", "trusted.root", b"r");
+    fs::write(dir.join(OsStr::from_bytes(b"etc/\xff\xfename")), "odd").unwrap();
+    File::create(dir.join("sparse")).unwrap().set_len(8 << 20).unwrap();
+    fs::write(dir.join("packed"), "warren ".repeat(100_000)).unwrap();
+    fs::write(dir.join("noise"), noise()).unwrap();
+    symlink("x".repeat(200), dir.join("etc/long")).unwrap();
+    nix::unistd::mkfifo(&dir.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::set_permissions(dir.join("etc"), fs::Permissions::from_mode(0o3710)).unwrap();
+    std::os::unix::fs::chown(dir, Some(7), Some(8)).unwrap();
+    ran(Command::new("find").arg(dir).args(["-exec", "touch", "-h", "-d", "@1000000001", "{}", "+"]));
+    ran(Command::new("touch").args(["-h", "-d", "@123456789"]).arg(dir.join("etc/shell")));
+}
+
+fn squashfs(dir: &Path, path: &Path, packer: &str) {
+    let mut command = Command::new("mksquashfs");
+    ran(command.arg(dir).arg(path).args(["-comp", packer, "-xattrs", "-quiet", "-no-progress"]));
+}
+
+fn erofs(dir: &Path, path: &Path, more: &[&str]) {
+    ran(Command::new("mkfs.erofs").arg("--preserve-mtime").args(more).arg(path).arg(dir));
+}
+
+/// That no loop device and no mount has to do with the host's files.
+async fn assert_nothing_mounted(host: &Host) {
+    let state = host.state.display().to_string();
+    testkit::wait_until("loop devices and mounts to be gone", Duration::from_secs(10), async || {
+        let loops = ran(Command::new("losetup").args(["--list", "--noheadings", "--output", "BACK-FILE"]));
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        (!loops.contains(&state) && !mounts.contains(&state)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn squashfs_and_erofs_files_are_images_with_all_that_is_in_them() {
+    let host = Host::start(Limits::default(), None);
+    let dir = host.files.join("tree");
+    rich_tree(&dir);
+    let mut names = vec!["plain.erofs".to_owned(), "lz4.erofs".to_owned()];
+    erofs(&dir, &host.files.join(&names[0]), &[]);
+    erofs(&dir, &host.files.join(&names[1]), &["-zlz4hc"]);
+    for packer in ["gzip", "xz", "zstd", "lz4", "lzo"] {
+        let name = format!("{packer}.squashfs");
+        squashfs(&dir, &host.files.join(&name), packer);
+        names.push(name);
+    }
+    for (n, name) in names.iter().enumerate() {
+        let (rootfs, image) = host.registered(name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(image.architecture, "amd64");
+        ran(Command::new("e2fsck").arg("-fn").arg(&rootfs));
+        let mounted = Mounted::new(&rootfs, host.files.join(format!("mounted-{n}")));
+        assert_same([describe(&mounted.0), describe(&dir)]);
+    }
+    assert_nothing_mounted(&host).await;
+    host.assert_no_staging();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_and_hostile_squashfs_and_erofs_files_are_refused_and_leave_nothing() {
+    let host = Host::start(Limits { unpacked: 4 << 20, ..Limits::default() }, None);
+    let (small, large) = (host.files.join("small"), host.files.join("large"));
+    tree(&small);
+    fs::write(small.join("packed"), "warren ".repeat(100_000)).unwrap();
+    fs::write(small.join("noise"), noise()).unwrap();
+    squashfs(&small, &host.files.join("socket.squashfs"), "gzip");
+    fs::remove_file(small.join("etc/socket")).unwrap();
+    rich_tree(&large);
+    let mut cases = vec![("socket.squashfs".to_owned(), "socket")];
+    for kind in ["squashfs", "erofs"] {
+        let made = |dir: &Path, name: &str| {
+            let path = host.files.join(format!("{name}.{kind}"));
+            if kind == "erofs" {
+                erofs(dir, &path, &["-zlz4hc"])
+            } else {
+                squashfs(dir, &path, "gzip")
+            }
+            fs::read(path).unwrap()
+        };
+        made(&large, "large");
+        let whole = made(&small, "small");
+        host.registered(format!("small.{kind}")).await.unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(host.files.join(format!("{name}.{kind}")), bytes).unwrap();
+        write("half", &whole[..whole.len() / 2]);
+        write("mark", &whole[..1100]);
+        let mut garbage = whole.clone();
+        garbage[if kind == "erofs" { 1152 } else { 96 }..]
+            .iter_mut()
+            .enumerate()
+            .for_each(|(n, byte)| *byte = (n * 7) as u8);
+        write("garbage", &garbage);
+        cases.extend(["half", "mark", "garbage"].map(|name| (format!("{name}.{kind}"), kind)));
+        cases.push((format!("large.{kind}"), "bytes"));
+    }
+    let mut devices = fs::read(host.files.join("small.erofs")).unwrap();
+    devices[1024 + 80] |= 8;
+    fs::write(host.files.join("devices.erofs"), devices).unwrap();
+    cases.push(("devices.erofs".to_owned(), "other devices"));
+    for (name, says) in cases {
+        let error = host.registered(&name).await.expect_err(&name);
+        assert!(error.code == ErrorCode::InvalidArgument && error.message.contains(says), "{name}: {error}");
+        host.assert_no_staging();
+        assert_nothing_mounted(&host).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{FileSource, ImageConfig};
 use crate::{id::HostId, name::ImageName, operation::default_wait_ms};
 
-/// Makes an image of a root filesystem: an ext4 or squashfs file, a tar archive, or a directory.
+/// Makes an image of a root filesystem: an ext4, squashfs or erofs file, a tar archive, or a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegisterRequest {

@@ -47,7 +47,7 @@ pub enum ImageCommand {
     Build(Box<BuildArgs>),
     /// Print what a build printed
     Log(LogArgs),
-    /// Make an image of a root filesystem: an ext4 file, a tar archive or a directory
+    /// Make an image of a root filesystem: an ext4, squashfs or erofs file, a tar archive or a directory
     Register(RegisterArgs),
     /// Write an image to a file, from which any lab can import it
     Export(ExportArgs),

@@ -11,8 +11,8 @@ use crate::args::Waiting;
 pub struct RegisterArgs {
     /// The name the image gets in this lab
     pub name: String,
-    /// An ext4 file, a tar archive (plain, gzip, zstd) or a directory, of this machine; host:/PATH of the host that makes the image;
-    /// object:BUCKET/NAME in a JetStream object store
+    /// An ext4, squashfs or erofs file, a tar archive (plain, gzip, zstd) or a directory, of this machine; host:/PATH of the host
+    /// that makes the image; object:BUCKET/NAME in a JetStream object store
     pub source: String,
     /// The host that shall hold it (else the one with most free disk space)
     #[arg(long)]

@@ -8,6 +8,8 @@ use contract::ApiError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Ext4,
+    Squashfs,
+    Erofs,
     /// A tar archive, maybe compressed with gzip or zstd.
     Tar,
 }
@@ -17,23 +19,17 @@ type Mark = (u64, &'static [u8]);
 
 /// ext2, ext3 and ext4 (`s_magic`), at 1024 + 0x38.
 const EXT: Mark = (1080, &[0x53, 0xef]);
+/// squashfs (`s_magic`); those of before version 4 may be big-endian, which nothing makes any more.
+const SQUASHFS: Mark = (0, b"hsqs");
+/// erofs (`EROFS_SUPER_MAGIC_V1`), at 1024.
+const EROFS: Mark = (1024, &[0xe2, 0xe1, 0xf5, 0xe0]);
 const GZIP: Mark = (0, &[0x1f, 0x8b]);
 const ZSTD: Mark = (0, &[0x28, 0xb5, 0x2f, 0xfd]);
 /// tar(5): `ustar` in the first header.
 const TAR: Mark = (257, b"ustar");
 
 /// What people have and cannot be taken as it is, with what to do about it.
-const OTHERS: [(&str, Mark, &str); 10] = [
-    (
-        "a squashfs filesystem",
-        (0, b"hsqs"),
-        "unpack it with `unsquashfs` and register the directory, or `sqfs2tar` and register the archive",
-    ),
-    (
-        "an erofs filesystem",
-        (1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
-        "unpack it with `fsck.erofs --extract` and register the directory",
-    ),
+const OTHERS: [(&str, Mark, &str); 8] = [
     (
         "a qcow2 disk",
         (0, b"QFI\xfb"),
@@ -66,7 +62,16 @@ impl Format {
     /// # Errors
     /// It cannot be read; inside, `invalid_argument` for what nothing can be made of.
     pub(super) fn of(file: &File) -> io::Result<Result<Self, ApiError>> {
-        for (mark, format) in [(EXT, Self::Ext4), (TAR, Self::Tar), (GZIP, Self::Tar), (ZSTD, Self::Tar)] {
+        let marks = [
+            // Before ext4's, which is short enough to stand in their bytes by chance.
+            (SQUASHFS, Self::Squashfs),
+            (EROFS, Self::Erofs),
+            (EXT, Self::Ext4),
+            (TAR, Self::Tar),
+            (GZIP, Self::Tar),
+            (ZSTD, Self::Tar),
+        ];
+        for (mark, format) in marks {
             if has(file, mark)? {
                 return Ok(Ok(format));
             }
@@ -77,8 +82,10 @@ impl Format {
                 return Ok(Err(ApiError::invalid_argument(message).hint(hint)));
             }
         }
-        Ok(Err(ApiError::invalid_argument("the file is neither an ext4 filesystem nor a tar archive")
-            .hint("`file` tells what it is; a directory can be registered too")))
+        Ok(Err(ApiError::invalid_argument(
+            "the file is neither a filesystem (ext4, squashfs, erofs) nor a tar archive",
+        )
+        .hint("`file` tells what it is; a directory can be registered too")))
     }
 }
 
@@ -104,6 +111,8 @@ mod tests {
     #[test]
     fn files_are_known_by_what_is_in_them() {
         assert_eq!(of(EXT.0, EXT.1), Ok(Format::Ext4));
+        assert_eq!(of(SQUASHFS.0, SQUASHFS.1), Ok(Format::Squashfs));
+        assert_eq!(of(EROFS.0, EROFS.1), Ok(Format::Erofs));
         assert_eq!(of(257, b"ustar\0"), Ok(Format::Tar));
         assert_eq!(of(0, GZIP.1), Ok(Format::Tar));
         assert_eq!(of(0, ZSTD.1), Ok(Format::Tar));

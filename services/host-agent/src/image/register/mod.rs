@@ -1,11 +1,14 @@
-//! An image made of a **root filesystem** that somebody has: an ext4 file is taken as it is; a tar archive or a directory is written as
-//! one. Nothing of it is believed before it was looked at, and never by this host's kernel.
+//! An image made of a **root filesystem** that somebody has: an ext4 file is taken as it is; a squashfs or erofs file, a tar archive or a
+//! directory is written as one. Nothing of it is believed before it was looked at.
 
 mod check;
 mod directory;
+mod erofs;
 mod format;
 mod given;
 mod incoming;
+mod loops;
+mod squashfs;
 mod tree;
 
 use std::{
@@ -81,13 +84,13 @@ impl Work<'_> {
         match Format::of(&file).map_err(|error| storage_error(&given, &error))?? {
             Format::Ext4 => {
                 let rootfs = self.dir.join(ROOTFS);
-                fs::rename(&given, &rootfs).map_err(|error| storage_error(&rootfs, &error))
+                return fs::rename(&given, &rootfs).map_err(|error| storage_error(&rootfs, &error));
             }
-            Format::Tar => {
-                tree::write(self, &given)?;
-                files::remove_file(&given).map_err(|error| storage_error(&given, &error))
-            }
-        }
+            Format::Squashfs => squashfs::write(self, &given),
+            Format::Erofs => erofs::write(self, &given),
+            Format::Tar => tree::write(self, &given),
+        }?;
+        files::remove_file(&given).map_err(|error| storage_error(&given, &error))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A **tar archive** of a root filesystem becomes one, by the road of layers.
 
-use std::{fs::File, path::Path};
+use std::{fs::File, io::Read, path::Path};
 
 use contract::ApiError;
 
@@ -24,7 +24,15 @@ const LABEL: &str = "that was given";
 pub(super) fn write(work: &Work<'_>, given: &Path) -> Result<(), ApiError> {
     let file = File::open(given).map_err(|error| storage_error(given, &error))?;
     let size = file.metadata().map_err(|error| storage_error(given, &error))?.len();
-    let packed = Packed { descriptor: Descriptor::new(LABEL, size), diff_id: None, reader: Box::new(file) };
+    unpack(work, size, file)
+}
+
+/// Writes the files of an archive that is read from somewhere, of a file of `size` bytes.
+///
+/// # Errors
+/// As [`write`], and an [`ApiError`] in an error of the reader as it is.
+pub(super) fn unpack(work: &Work<'_>, size: u64, reader: impl Read + Send + 'static) -> Result<(), ApiError> {
+    let packed = Packed { descriptor: Descriptor::new(LABEL, size), diff_id: None, reader: Box::new(reader) };
     work.progress.phase("unpacking", 0);
     let mut applier = Applier::new(&work.dir.join(ROOTFS), work.operation.0, work.limits, work.cancel)?;
     applier.layer(packed, work.progress)?;

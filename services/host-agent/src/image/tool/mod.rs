@@ -1,5 +1,7 @@
-//! A **tool** of e2fsprogs, run on a filesystem in a file that anybody may have written: as a user who owns nothing but that file,
-//! without a network, within limits of time and memory, and ended when its staging is.
+//! A **tool** of e2fsprogs or the like, run on a filesystem in a file that anybody may have written: as a user who owns nothing but that
+//! file, without a network, within limits of time and memory, and ended when its staging is.
+
+mod stream;
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -30,6 +32,8 @@ use nix::{
 use tokio_util::sync::CancellationToken;
 
 use super::storage_error;
+
+pub(super) use stream::Stream;
 
 /// Where the user ids of tools begin: above those of VMMs ([`crate::vmm::jail`]), in the range systemd's UIDS-GIDS.md leaves to nobody.
 const FIRST_ID: u32 = 0x7701_0000;
@@ -162,13 +166,13 @@ impl<'a> Patient<'a> {
         input: &[u8],
         given: &[Given],
     ) -> Result<Said, ApiError> {
-        let failed = |error: io::Error| ApiError::internal(format!("{program} cannot be run: {error}"));
+        let failed = |error: io::Error| not_run(program, &error);
         let (mut output, writer) = io::pipe().map_err(failed)?;
         let input = Given::new(input).map_err(failed)?;
         let stdin = File::open(input.path()).map_err(failed)?;
         let mut command = Command::new(program);
-        command.args(arguments).arg(by_number(self.file.as_raw_fd())).args(more).current_dir("/");
-        command.env_clear().env("PATH", PATH).env("LC_ALL", "C").env("DEBUGFS_PAGER", "__none__");
+        surround(&mut command);
+        command.args(arguments).arg(by_number(self.file.as_raw_fd())).args(more).env("DEBUGFS_PAGER", "__none__");
         for name in ["E2FSPROGS_FAKE_TIME", "E2FSCK_TIME"] {
             command.env(name, self.now.to_string());
         }
@@ -177,13 +181,9 @@ impl<'a> Patient<'a> {
         let spawned = command.spawn();
         // The pipe's other ends in this process, without which its reader would never see the end.
         drop(command);
-        let mut child = spawned.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => ApiError::failed_precondition(format!("the host lacks {program}"))
-                .hint("install it: apt-get install e2fsprogs"),
-            _ => failed(error),
-        })?;
+        let mut child = spawned.map_err(|error| not_run(program, &error))?;
         let reader = std::thread::spawn(move || bounded(&mut output));
-        let status = self.wait(program, &mut child);
+        let status = wait(program, &mut child, || self.cancel.is_cancelled());
         let output = reader.join().unwrap_or_default();
         Ok(Said { status: status?, output })
     }
@@ -197,30 +197,70 @@ impl<'a> Patient<'a> {
         }
     }
 
-    fn wait(&self, program: &str, child: &mut Child) -> Result<ExitStatus, ApiError> {
-        let (began, mut pause) = (Instant::now(), Duration::from_millis(1));
-        loop {
-            let ended = child.try_wait();
-            if let Some(status) = ended.map_err(|error| ApiError::internal(format!("{program} is lost: {error}")))? {
-                return Ok(status);
-            }
-            let late = began.elapsed() > TIME;
-            if late || self.cancel.is_cancelled() {
-                let pid = Pid::from_raw(child.id().cast_signed());
-                if let Err(error) =
-                    killpg(pid, Signal::SIGKILL).map_err(io::Error::from).and_then(|()| child.wait().map(drop))
-                {
-                    tracing::warn!(%error, program, "a tool cannot be ended");
-                }
-                return Err(if late {
-                    ApiError::deadline_exceeded(format!("{program} had not ended after {} s", TIME.as_secs()))
-                } else {
-                    ApiError::cancelled("the staging was discarded")
-                });
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(LOOK_MAX);
+    /// Starts a tool that writes an archive of the filesystem to its standard output: `program`, `arguments`, and last the path of the
+    /// filesystem. Errors call the filesystem `what`; more than `allowed` bytes are not read. The thread must live until the stream is dropped.
+    ///
+    /// # Errors
+    /// `failed_precondition` when the program is not installed.
+    pub(super) fn stream(
+        &self,
+        what: &'static str,
+        program: &'static str,
+        arguments: &[&str],
+        allowed: u64,
+    ) -> Result<Stream, ApiError> {
+        let mut command = Command::new(program);
+        surround(&mut command);
+        command.args(arguments).arg(by_number(self.file.as_raw_fd()));
+        self.confine(&mut command, &[]);
+        Stream::start((what, program), &mut command, allowed, self.cancel).map_err(|error| not_run(program, &error))
+    }
+}
+
+/// Leaves a tool nothing of the agent's surroundings.
+pub(in crate::image) fn surround(command: &mut Command) {
+    command.current_dir("/").env_clear().env("PATH", PATH).env("LC_ALL", "C");
+}
+
+/// The error of a tool that could not be started.
+pub(in crate::image) fn not_run(program: &str, error: &io::Error) -> ApiError {
+    if error.kind() != io::ErrorKind::NotFound {
+        return ApiError::internal(format!("{program} cannot be run: {error}"));
+    }
+    let package = match program {
+        "sqfs2tar" => "squashfs-tools-ng",
+        "fsck.erofs" => "erofs-utils",
+        "tar" => "tar",
+        _ => "e2fsprogs",
+    };
+    ApiError::failed_precondition(format!("the host lacks {program}"))
+        .hint(format!("install it: apt-get install {package}"))
+}
+
+/// Waits for a tool's end, which comes when it is told to `stop` or its time is over.
+fn wait(program: &str, child: &mut Child, stop: impl Fn() -> bool) -> Result<ExitStatus, ApiError> {
+    let (began, mut pause) = (Instant::now(), Duration::from_millis(1));
+    loop {
+        let ended = child.try_wait();
+        if let Some(status) = ended.map_err(|error| ApiError::internal(format!("{program} is lost: {error}")))? {
+            return Ok(status);
         }
+        let late = began.elapsed() > TIME;
+        if late || stop() {
+            let pid = Pid::from_raw(child.id().cast_signed());
+            if let Err(error) =
+                killpg(pid, Signal::SIGKILL).map_err(io::Error::from).and_then(|()| child.wait().map(drop))
+            {
+                tracing::warn!(%error, program, "a tool cannot be ended");
+            }
+            return Err(if late {
+                ApiError::deadline_exceeded(format!("{program} had not ended after {} s", TIME.as_secs()))
+            } else {
+                ApiError::cancelled("the staging was discarded")
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LOOK_MAX);
     }
 }
 
@@ -255,11 +295,13 @@ fn confine(keep: &[RawFd], user: Option<u32>, bytes: u64, parent: Pid) -> io::Re
     }
     prctl::set_no_new_privs()?;
     // After the change of the user, which takes it away.
+    end_with(parent)
+}
+
+/// Ends this process when the thread that started it ends. To be called between fork and exec.
+pub(in crate::image) fn end_with(parent: Pid) -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() != parent {
-        return Err(io::Error::other("the agent is gone already"));
-    }
-    Ok(())
+    if getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
 }
 
 fn bounded(from: &mut impl Read) -> Vec<u8> {
@@ -311,6 +353,9 @@ mod tests {
             assert_eq!((said.code(), said.output.len()), (Some(0), OUTPUT));
             let missing = patient.run("warren-no-such-tool", &[], &[], b"", &[]).unwrap_err();
             assert!(missing.message.contains("warren-no-such-tool"), "{missing:?}");
+            let missing = not_run("sqfs2tar", &io::ErrorKind::NotFound.into());
+            assert_eq!(missing.code, contract::ErrorCode::FailedPrecondition);
+            assert!(missing.hint.is_some_and(|hint| hint.ends_with("squashfs-tools-ng")));
             cancel.cancel();
             let ended = patient.run("sh", &["-c", "sleep 1000"], &[], b"", &[]).unwrap_err();
             assert_eq!(ended.code, contract::ErrorCode::Cancelled);
