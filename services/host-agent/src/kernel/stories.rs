@@ -180,11 +180,18 @@ async fn a_stream_that_breaks_or_is_called_off_leaves_nothing_and_may_come_again
     let files = tar("6.1", "6.1", "", plain);
     let (session, first) = (SessionId::new(), fence());
     let mut client = ByteStream::open_within(&bus, session, Duration::from_secs(30)).await.unwrap();
-    let send = async {
-        client.write_all(&files[..files.len() / 2]).await.unwrap();
-        client.reset("the file changed").await;
+    let source = StageKernelSource::Stream(session);
+    let request = StageKernelRequest { fence: first, source: source.clone(), digest: None, wait_ms: 0 };
+    let arriving = async |request: &StageKernelRequest| match host.objects.stage(&bus, request).await.unwrap() {
+        StageKernelStatus::Running { progress } if progress.done > 0 => Some(()),
+        _ => None,
     };
-    let (staged, ()) = tokio::join!(host.stage(&bus, first, StageKernelSource::Stream(session)), send);
+    host.objects.stage(&bus, &request).await.unwrap();
+    client.write_all(&files[..files.len() / 2]).await.unwrap();
+    client.flush().await.unwrap();
+    testkit::wait_until("the first bytes", Duration::from_secs(60), async || arriving(&request).await).await;
+    client.reset("the file changed").await;
+    let staged = host.stage(&bus, first, source).await;
     let error = staged.unwrap_err();
     assert_eq!((error.code, error.message.contains("the file changed")), (ErrorCode::Unavailable, true), "{error}");
     assert_eq!(host.entries(), Vec::<String>::new());
@@ -197,11 +204,7 @@ async fn a_stream_that_breaks_or_is_called_off_leaves_nothing_and_may_come_again
     assert!(matches!(running, StageKernelStatus::Running { .. }), "{running:?}");
     client.write_all(&files[..1024]).await.unwrap();
     client.flush().await.unwrap();
-    let progress = async || match host.objects.stage(&bus, &request).await.unwrap() {
-        StageKernelStatus::Running { progress } if progress.done > 0 => Some(()),
-        _ => None,
-    };
-    testkit::wait_until("the first bytes", Duration::from_secs(60), progress).await;
+    testkit::wait_until("the first bytes", Duration::from_secs(60), async || arriving(&request).await).await;
     host.objects.discard(&DiscardRequest { fence: first }).await.unwrap();
     assert_eq!(host.entries(), Vec::<String>::new());
     let error = host.objects.stage(&bus, &request).await.unwrap_err();
