@@ -91,10 +91,13 @@ pub async fn image_list(client: &impl GenericClient, page: &ListRequest) -> Resu
     rows.iter().map(read).collect()
 }
 
+/// The foreign key from an image to its kernel (migrations/V0013__kernel.sql).
+pub const IMAGE_KERNEL: &str = "image_kernel";
+
 /// Lets an image name another kernel, or none.
 ///
 /// # Errors
-/// The database could not; the constraint `image_kernel` where there is no such kernel.
+/// The database could not; the constraint [`IMAGE_KERNEL`] where there is no such kernel.
 pub async fn image_set_kernel(
     client: &impl GenericClient,
     image: ImageId,

@@ -1,13 +1,13 @@
 //! A **name** in one transaction's hands: its row lock is the claim of whoever decides what it means.
 
-use contract::{ImageId, ImageName, OperationId, agent::Fence, image::Image, subject};
+use contract::{ImageId, ImageName, KernelId, OperationId, agent::Fence, image::Image, subject};
 use serde_json::json;
 use store::{Client, GenericClient, StoreError, Transaction, outbox};
 use uuid::Uuid;
 
 use super::{
     claim_holds_in_txn,
-    image::{image_get, image_named},
+    image::{image_get, image_named, image_set_kernel},
 };
 
 /// How long a transaction that holds a name may rest between two statements, as PostgreSQL takes it: twice
@@ -112,6 +112,14 @@ impl Held<'_> {
     pub async fn keep(&self, image: ImageId) -> Result<bool, StoreError> {
         let lock = self.transaction.prepare_cached("select from image.image where id = $1 for key share").await?;
         Ok(self.transaction.query_opt(&lock, &[&image.0]).await?.is_some())
+    }
+
+    /// Lets the image, which is there, name a kernel.
+    ///
+    /// # Errors
+    /// The database could not; the constraint [`super::image::IMAGE_KERNEL`] where there is no such kernel.
+    pub async fn boots(&self, image: ImageId, kernel: KernelId) -> Result<(), StoreError> {
+        image_set_kernel(&self.transaction, image, Some(kernel)).await
     }
 
     /// Makes the name mean the image, which is there, tells of it, and commits.

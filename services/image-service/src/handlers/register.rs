@@ -8,8 +8,9 @@ use operations::{Kind, NewOperation, answer};
 use serde_json::json;
 use store::StoreError;
 
-use super::{App, check_timeout};
+use super::{App, check_timeout, kernel};
 use crate::{
+    db::kernel::lookup::kernel_find,
     domain::file,
     kinds::{Register, RegisterOrder, resource},
 };
@@ -20,13 +21,20 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: RegisterReq
     file::check_config(&request.config)?;
     check_timeout(request.timeout_ms)?;
     let (wait, timeout_ms) = (request.wait, request.timeout_ms);
+    let kernel = match &request.kernel {
+        None => None,
+        Some(reference) => {
+            let found = kernel_find(&app.store.client().await?, reference).await?;
+            Some(found.ok_or_else(|| kernel::not_found(reference))?.kernel.id)
+        }
+    };
     let image_id = ImageId::new();
     let new = NewOperation {
         id: OperationId::new(),
         kind: Register::NAME,
         resource: resource(image_id),
         deadline: deadline::PULL,
-        request: json!(RegisterOrder { image_id, register: request }),
+        request: json!(RegisterOrder { image_id, register: request, kernel }),
         request_key: context.request_key,
         request_digest: context.body_digest,
         traceparent: context.traceparent,

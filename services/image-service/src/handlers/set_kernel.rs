@@ -10,10 +10,11 @@ use contract::{
 use store::StoreError;
 
 use super::{App, get::not_found, kernel};
-use crate::db::{image::image_set_kernel, kernel::lookup::kernel_find, lookup::image_find};
-
-/// The foreign key from an image to its kernel (migrations/V0013__kernel.sql).
-const IMAGE_KERNEL: &str = "image_kernel";
+use crate::db::{
+    image::{IMAGE_KERNEL, image_set_kernel},
+    kernel::lookup::kernel_find,
+    lookup::image_find,
+};
 
 /// Lets an image name another kernel, or none. One statement: a repeat sets it again.
 pub async fn handle(app: Arc<App>, _: RequestContext, request: SetKernelRequest) -> Result<Image, ApiError> {

@@ -4,7 +4,7 @@ use std::{marker::PhantomData, sync::Arc};
 
 use async_trait::async_trait;
 use contract::{
-    HostId, ImageId,
+    HostId, ImageId, KernelId,
     agent::{StageSource, StagedImage},
     image::{Image, ImportRequest, RegisterRequest},
 };
@@ -58,6 +58,9 @@ pub struct RegisterOrder {
     pub image_id: ImageId,
     /// What was asked for.
     pub register: RegisterRequest,
+    /// The kernel it is to name, which was there when this was asked for.
+    #[serde(default)]
+    pub kernel: Option<KernelId>,
 }
 
 impl Order for RegisterOrder {
@@ -65,7 +68,7 @@ impl Order for RegisterOrder {
 
     fn made(&self) -> Made<'_> {
         let RegisterRequest { name, source, replace, .. } = &self.register;
-        Made { id: self.image_id, name, source: source.to_string(), replace: *replace }
+        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, kernel: self.kernel }
     }
 
     fn wanted(&self) -> Option<&HostId> {
@@ -91,7 +94,7 @@ impl Order for ArchiveOrder {
 
     fn made(&self) -> Made<'_> {
         let ImportRequest { name, source, replace, .. } = &self.import;
-        Made { id: self.image_id, name, source: source.to_string(), replace: *replace }
+        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, kernel: None }
     }
 
     fn wanted(&self) -> Option<&HostId> {

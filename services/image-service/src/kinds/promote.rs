@@ -76,7 +76,13 @@ impl Makes for Promote {
 
     fn made(order: &PromoteOrder) -> Made<'_> {
         let promote = &order.promote;
-        Made { id: order.image_id, name: &promote.name, source: format!("vm {}", promote.vm), replace: promote.replace }
+        Made {
+            id: order.image_id,
+            name: &promote.name,
+            source: format!("vm {}", promote.vm),
+            replace: promote.replace,
+            kernel: None,
+        }
     }
 
     fn host(journal: &Journal) -> Option<&HostId> {

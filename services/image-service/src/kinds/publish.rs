@@ -5,13 +5,15 @@
 //! A kind says of itself what it makes and where ([`Makes`]); [`Publish`] is the last of its steps.
 
 use async_trait::async_trait;
-use contract::{ApiError, HostId, ImageId, ImageName, agent::StagedImage, image::Image};
+use contract::{ApiError, HostId, ImageId, ImageName, KernelId, agent::StagedImage, image::Image};
 use operations::{Context, Kind, Step, StepError};
 use serde_json::json;
+use store::StoreError;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{agent, name_taken};
 use crate::db::{
+    image::IMAGE_KERNEL,
     name::{Held, name_hold},
     publication::Holding,
     removal::{removal_done, removal_list},
@@ -45,6 +47,8 @@ pub struct Made<'a> {
     pub source: String,
     /// Whether the name is taken from the image that has it.
     pub replace: bool,
+    /// The kernel it is to name.
+    pub kernel: Option<KernelId>,
 }
 
 /// A kind of operation that makes an image: an earlier step of it has a host stage the image under the operation's id.
@@ -160,6 +164,9 @@ async fn publish<K: Makes>(
     }
     check_holder(&held, made, &staged.digest).await?;
     let image = held.image(made.id, &made.source, staged).await?;
+    if let Some(kernel) = made.kernel {
+        held.boots(image, kernel).await.map_err(no_kernel)?;
+    }
     settle::<K>(cx, &held, image, &staged.digest, host).await?;
     held.point(image, "published").await?.ok_or_else(|| StepError::retry(claim_lost()))
 }
@@ -183,6 +190,17 @@ pub async fn settle<K: Kind>(
             runtime::fault::point(&format!("{}/publish/renamed", K::NAME));
             Ok(held.replicate(image, host).await?)
         }
+    }
+}
+
+/// A kernel may be deleted while an image that is to name it is made.
+fn no_kernel(error: StoreError) -> StepError {
+    match error {
+        StoreError::Constraint { name, .. } if name == IMAGE_KERNEL => StepError::permanent(
+            ApiError::not_found("the kernel that the image was to name is there no more")
+                .hint("`warren kernel ls` shows which are there"),
+        ),
+        error => error.into(),
     }
 }
 

@@ -82,7 +82,13 @@ impl Makes for Pull {
 
     fn made(order: &PullOrder) -> Made<'_> {
         let pull = &order.pull;
-        Made { id: order.image_id, name: &pull.name, source: pull.source.to_string(), replace: pull.if_newer }
+        Made {
+            id: order.image_id,
+            name: &pull.name,
+            source: pull.source.to_string(),
+            replace: pull.if_newer,
+            kernel: None,
+        }
     }
 
     fn host(journal: &Journal) -> Option<&HostId> {

@@ -3,7 +3,7 @@
 use contract::{
     ErrorCode, OperationId,
     host::HostState,
-    image::SetKernel,
+    image::{Register, SetKernel},
     kernel::{Choice, Choose, Delete, Get, Import, Kernel, List, Place, SetDefault},
     operation::{Operation, OperationState},
 };
@@ -144,6 +144,32 @@ async fn a_kernel_in_use_stays_and_who_uses_it_is_said() {
     assert!(kernels.delete("stable").await.unwrap_err().hint.unwrap().contains("default"));
     lab.call::<SetDefault>(json!({}), None).await.unwrap();
     kernels.delete("stable").await.unwrap();
+    kernels.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_registered_image_names_its_kernel_from_its_first_moment() {
+    let kernels = Kernels::start().await;
+    let (lab, kernel) = (&kernels.lab, kernels.imported("/srv/6.1", "stable").await);
+    let register = async |name: &str, kernel: &str| {
+        let request = json!({ "source": { "path": "/srv/root.ext4" }, "name": name, "kernel": kernel, "wait": true });
+        lab.call::<Register>(request, None).await
+    };
+    assert_eq!(register("web", "nowhere").await.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(lab.host.asked("file:/srv/root.ext4"), 0, "no host was told");
+    let image = image_of(&register("web", "stable").await.unwrap());
+    assert_eq!(image.kernel.as_ref().map(|named| named.id), Some(kernel.id));
+    assert!(kernels.delete("stable").await.unwrap_err().message.contains("images: web"));
+    // The same file again: one image, which names what was asked for last.
+    let other = kernels.imported("/srv/6.2", "newer").await;
+    let again = image_of(&register("again", "newer").await.unwrap());
+    assert_eq!((again.id, again.kernel.map(|named| named.id)), (image.id, Some(other.id)));
+    for name in ["web", "again"] {
+        lab.delete(name).await.unwrap();
+    }
+    for name in ["stable", "newer"] {
+        kernels.delete(name).await.unwrap();
+    }
     kernels.assert_nothing_left().await;
 }
 

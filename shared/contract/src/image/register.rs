@@ -20,6 +20,9 @@ pub struct RegisterRequest {
     /// What is run in VMs made from it.
     #[serde(default)]
     pub config: ImageConfig,
+    /// The kernel its VMs boot, unless they ask for another: its name, id or digest, or how one of these two begins; left out, none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
     /// Take the name from the image that has it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replace: bool,

@@ -17,6 +17,9 @@ pub struct RegisterArgs {
     /// The host that shall hold it (else the one with most free disk space)
     #[arg(long)]
     pub host: Option<String>,
+    /// The kernel its VMs boot, unless they ask for another (see `warren kernel ls`)
+    #[arg(long)]
+    pub kernel: Option<String>,
     /// Take the name from the image that has it; VMs keep the image they have
     #[arg(long)]
     pub replace: bool,

@@ -27,8 +27,8 @@ pub(super) async fn run(global: &Global, format: Format, args: RegisterArgs) -> 
     let given = Given::of(&args.source)?;
     let client = Client::connect(global).await?;
     let (source, sending) = given.begin(&client).await?;
-    let (replace, timeout_ms) = (args.replace, deadline::WAIT_DEFAULT_MS);
-    let request = RegisterRequest { source, name, host, config, replace, wait: false, timeout_ms };
+    let (kernel, replace, timeout_ms) = (args.kernel, args.replace, deadline::WAIT_DEFAULT_MS);
+    let request = RegisterRequest { source, name, host, config, kernel, replace, wait: false, timeout_ms };
     let operation = client.change::<image::Register>(&request, deadline::QUICK).await?;
     made(&client, operation, sending, request.name.as_str(), format, args.waiting.no_wait).await
 }
