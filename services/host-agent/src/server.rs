@@ -109,6 +109,7 @@ fn prepare(
     let images = ImageStore::open(&config.state_dir, config.images.clone()).context("the images cannot be opened")?;
     let objects = KernelObjects::open(&config.state_dir, config.kernels.iter().cloned().collect())
         .context("the lab's kernels cannot be opened")?;
+    images.keep_kernels(objects.clone());
     let lab = Lab::with_pool(&config.host, config.uplink, config.tap_pool);
     let deps = Deps {
         dirs: VmDirs::open(&config.state_dir).context("the VMs' directory cannot be opened")?,

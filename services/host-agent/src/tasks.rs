@@ -23,6 +23,11 @@ pub struct Reins {
 }
 
 impl Reins {
+    /// Of what ends when that is cancelled.
+    pub fn of(cancel: CancellationToken) -> Self {
+        Self { cancel, ..Self::default() }
+    }
+
     /// So many bytes more are done.
     pub fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);

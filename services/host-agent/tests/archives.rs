@@ -62,7 +62,8 @@ impl Host {
     async fn exported(&self, bus: &Bus, image: ImageId) -> (Vec<u8>, PushedBundle) {
         let session = SessionId::new();
         let mut stream = ByteStream::open_within(bus, session, Duration::from_secs(60)).await.unwrap();
-        let request = ExportBundleRequest { fence: fence(), image, name: "web".into(), session, wait_ms: 120_000 };
+        let request =
+            ExportBundleRequest { fence: fence(), image, kernel: None, name: "web".into(), session, wait_ms: 120_000 };
         let taking = tokio::spawn(async move {
             let mut archive = Vec::new();
             stream.read_to_end(&mut archive).await.unwrap();
@@ -205,7 +206,7 @@ async fn an_export_whose_taker_goes_or_that_is_called_off_leaves_nothing() {
     for called_off in [false, true] {
         let (session, fence) = (SessionId::new(), fence());
         let mut stream = ByteStream::open_within(&bus, session, Duration::from_secs(60)).await.unwrap();
-        let request = ExportBundleRequest { fence, image: id, name: "web".into(), session, wait_ms: 0 };
+        let request = ExportBundleRequest { fence, image: id, kernel: None, name: "web".into(), session, wait_ms: 0 };
         here.images.export(&request).await.unwrap();
         stream.read_exact(&mut [0; 700]).await.unwrap();
         if called_off {
@@ -223,6 +224,7 @@ async fn an_export_whose_taker_goes_or_that_is_called_off_leaves_nothing() {
         here.assert_no_staging();
     }
     let unknown = ExportBundleRequest {
+        kernel: None,
         fence: fence(),
         image: ImageId::new(),
         name: "none".into(),

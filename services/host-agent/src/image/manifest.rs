@@ -76,8 +76,10 @@ pub(super) struct Resolved {
     pub config: ImageConfig,
     /// Each layer with the digest of its unpacked bytes.
     pub layers: Vec<(Descriptor, String)>,
-    /// Of a bundle: what its only layer holds.
+    /// Of a bundle: what its first layer holds.
     pub identity: Option<Identity>,
+    /// Digest of the kernel in a bundle's second layer, if it has one.
+    pub kernel: Option<String>,
 }
 
 /// This machine's architecture in OCI's words.
@@ -211,6 +213,7 @@ async fn image(
         },
         layers: layers.into_iter().zip(configuration.rootfs.diff_ids).collect(),
         identity: None,
+        kernel: None,
     })
 }
 
@@ -223,6 +226,7 @@ async fn bundled(
 ) -> Result<Resolved, ApiError> {
     check(&config)?;
     layers.iter().try_for_each(check)?;
+    let kernel = kernel_layer(&layers)?;
     let mut layers = layers.into_iter().filter(|layer| layer.media_type == bundle::ROOTFS_TYPE);
     let (Some(rootfs), None) = (layers.next(), layers.next()) else {
         return Err(ApiError::invalid_argument("the bundle has not exactly one root filesystem"));
@@ -237,7 +241,7 @@ async fn bundled(
     }
     if identity.kernel.is_some() {
         return Err(ApiError::failed_precondition(
-            "the bundle brings a kernel of its own, which this host cannot take",
+            "the bundle's image is one with its kernel, which this host does not know",
         )
         .hint("update the host-agent"));
     }
@@ -247,12 +251,34 @@ async fn bundled(
             identity.rootfs.size, rootfs.size, limits.unpacked, limits.packed
         )));
     }
+    let (layer, kernel) = kernel.unzip();
+    if let Some(layer) = layer.as_ref().filter(|layer| layer.size > limits.packed) {
+        return Err(ApiError::invalid_argument(format!(
+            "the bundle's kernel has {} bytes, packed: more than the {} this host takes",
+            layer.size, limits.packed
+        )));
+    }
     let raw = identity.rootfs.digest.clone();
     Ok(Resolved {
         digest: config.digest,
         architecture: identity.architecture.clone(),
         config: identity.config.clone().into(),
-        layers: vec![(rootfs, raw)],
+        layers: std::iter::once((rootfs, raw)).chain(layer.zip(kernel.clone())).collect(),
         identity: Some(identity),
+        kernel,
     })
+}
+
+/// The layer of a bundle that is a kernel, with the digest of that, if it has one.
+fn kernel_layer(layers: &[Descriptor]) -> Result<Option<(Descriptor, String)>, ApiError> {
+    let mut kernels = layers.iter().filter(|layer| layer.media_type == bundle::KERNEL_TYPE);
+    match (kernels.next(), kernels.next()) {
+        (None, _) => Ok(None),
+        (Some(layer), None) => {
+            let digest = layer.annotations.get(bundle::KERNEL_DIGEST).map(String::as_str).unwrap_or_default();
+            check_digest(digest)?;
+            Ok(Some((layer.clone(), digest.to_owned())))
+        }
+        _ => Err(ApiError::invalid_argument("the bundle has more than one kernel")),
+    }
 }

@@ -55,9 +55,10 @@ pub use promote::{Copied, Copying, Disks};
 pub use register::Sources;
 pub use registry::{Mirror, parse_mirrors};
 
-use crate::files;
+use crate::{files, kernel::KernelObjects};
 use cache::Cache;
 use high_water::HighWater;
+use manifest::Resolved;
 use progress::Reporter;
 use source::Source;
 use stage::Staging;
@@ -145,6 +146,8 @@ pub struct ImageStore {
     options: ImageOptions,
     cache: Arc<Cache>,
     sources: OnceLock<Sources>,
+    /// Who keeps the kernels that images take along, once there is somebody.
+    kernels: OnceLock<Arc<KernelObjects>>,
     /// Held for map operations only, never across I/O.
     tasks: Mutex<HashMap<OperationId, Task>>,
     pushes: push::Pushes,
@@ -189,6 +192,7 @@ impl ImageStore {
             cache: Cache::open(state_dir, cache_bytes, HighWater::new(state_dir, options.high_water))?,
             options,
             sources: OnceLock::new(),
+            kernels: OnceLock::new(),
             tasks: Mutex::default(),
             pushes: push::Pushes::default(),
             disks: OnceLock::new(),
@@ -218,6 +222,24 @@ impl ImageStore {
         if self.sources.set(sources).is_err() {
             tracing::warn!("where files for images come from was said already");
         }
+    }
+
+    /// From now on kernels come and go with images; said once.
+    pub fn keep_kernels(&self, kernels: Arc<KernelObjects>) {
+        if self.kernels.set(kernels).is_err() {
+            tracing::warn!("who keeps kernels was said already");
+        }
+    }
+
+    fn kernels(&self) -> Result<Arc<KernelObjects>, ApiError> {
+        self.kernels.get().cloned().ok_or_else(|| ApiError::unavailable("the host does not keep kernels yet"))
+    }
+
+    /// Removes the kernel that came with what an operation staged, if one did.
+    async fn unstage_kernel(&self, operation: OperationId) -> Result<(), ApiError> {
+        let Some(kernels) = self.kernels.get().cloned() else { return Ok(()) };
+        let gone = tokio::task::spawn_blocking(move || kernels.unstage(operation)).await;
+        gone.map_err(|error| ApiError::internal(format!("a removal failed: {error}")))?
     }
 
     fn sources(&self) -> Sources {
@@ -265,7 +287,8 @@ impl ImageStore {
         };
         let resolved = tokio::time::timeout(RESOLVE, find).await.map_err(late)??;
         let layers = resolved.layers.iter().map(|(layer, _)| layer.size).collect();
-        Ok(ResolvedImage { digest: resolved.digest, architecture: resolved.architecture, layers })
+        let Resolved { digest, architecture, kernel, .. } = resolved;
+        Ok(ResolvedImage { digest, architecture, layers, kernel })
     }
 
     /// Starts a staging, or joins it, and waits a while for its end.
@@ -339,6 +362,7 @@ impl ImageStore {
         if let Err(error) = &outcome {
             tracing::info!(operation.id = %staging.operation, %error, "a staging failed");
             remove(dir.clone()).await?;
+            self.unstage_kernel(staging.operation).await?;
         }
         self.trim_cache().await;
         outcome
@@ -411,7 +435,8 @@ impl ImageStore {
             *seen = (*seen).max(fence.epoch);
         }
         self.tasks().remove(&fence.operation);
-        remove(self.staging(fence.operation)).await
+        remove(self.staging(fence.operation)).await?;
+        self.unstage_kernel(fence.operation).await
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<OperationId, Task>> {

@@ -1,9 +1,19 @@
 //! An image made of what was **pulled**: found by its source's name, downloaded, verified, unpacked and written as ext4; or
 //! taken out of a bundle.
 
-use std::{io::BufReader, path::Path, pin::pin, sync::Once, time::Duration};
+use std::{
+    io::BufReader,
+    path::Path,
+    pin::pin,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
-use contract::{ApiError, ErrorCode, agent::StagedImage, image::ImageSource};
+use contract::{
+    ApiError, ErrorCode, OperationId,
+    agent::{StagedImage, StagedKernel},
+    image::ImageSource,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -16,9 +26,10 @@ use super::{
     limits::Limits,
     manifest::{self, Descriptor, Resolved},
     progress::Reporter,
-    source::Source,
+    source::{Source, mismatch},
     stage::Staging,
 };
+use crate::kernel::KernelObjects;
 
 /// How often an image is begun anew because what had come of a layer was damaged.
 const ANEW: usize = 2;
@@ -63,8 +74,10 @@ async fn begin(staging: &Staging, source: &Source, resolved: &Resolved) -> Resul
     let span = tracing::info_span!("build", image.digest = %resolved.digest);
     let (operation, limits, resolved, told) =
         (staging.operation, staging.options.limits, resolved.clone(), stop.clone());
+    let kernels = resolved.kernel.is_some().then(|| staging.images.kernels()).transpose()?;
     let mut building = pin!(staging.blocking(move |dir, progress, _| {
-        span.in_scope(|| build(dir, resolved, layers, operation.0, &limits, progress, &told))
+        let work = Work { dir, operation, limits: &limits, kernels, progress, cancel: &told };
+        span.in_scope(|| work.build(resolved, layers))
     }));
     let downloaded = Once::new();
     let built = tokio::select! {
@@ -138,48 +151,67 @@ async fn room(staging: &Staging, blobs: &[Descriptor]) -> Result<(), ApiError> {
     enough()
 }
 
-fn build(
-    dir: &Path,
-    resolved: Resolved,
-    packed: Vec<Packed>,
-    uuid: uuid::Uuid,
-    limits: &Limits,
-    progress: &Reporter,
-    cancel: &CancellationToken,
-) -> Result<StagedImage, ApiError> {
-    if let Some(identity) = &resolved.identity {
-        let rootfs_bytes = unbundle(dir, &resolved, packed, &identity.rootfs, limits, progress, cancel)?;
-        return Ok(end(resolved, rootfs_bytes));
-    }
-    progress.phase("unpacking", 0);
-    let mut applier = Applier::new(&dir.join(ROOTFS), uuid, limits, cancel)?;
-    for ((descriptor, diff_id), reader) in resolved.layers.iter().cloned().zip(packed) {
-        applier.layer(layer::Packed { descriptor, diff_id: Some(diff_id), reader }, progress)?;
-    }
-    progress.phase("writing", 0);
-    let rootfs_bytes = applier.finish()?;
-    Ok(end(resolved, rootfs_bytes))
+/// What the making of one image works with.
+struct Work<'a> {
+    dir: &'a Path,
+    operation: OperationId,
+    limits: &'a Limits,
+    /// Who takes the kernel that comes along.
+    kernels: Option<Arc<KernelObjects>>,
+    progress: &'a Reporter,
+    cancel: &'a CancellationToken,
 }
 
-fn end(resolved: Resolved, rootfs_bytes: u64) -> StagedImage {
+impl Work<'_> {
+    fn build(&self, resolved: Resolved, packed: Vec<Packed>) -> Result<StagedImage, ApiError> {
+        if let Some(identity) = resolved.identity.clone() {
+            let kernel = self.unbundle(&resolved, packed, &identity.rootfs)?;
+            return Ok(end(resolved, identity.rootfs.size, kernel));
+        }
+        self.progress.phase("unpacking", 0);
+        let mut applier = Applier::new(&self.dir.join(ROOTFS), self.operation.0, self.limits, self.cancel)?;
+        for ((descriptor, diff_id), reader) in resolved.layers.iter().cloned().zip(packed) {
+            applier.layer(layer::Packed { descriptor, diff_id: Some(diff_id), reader }, self.progress)?;
+        }
+        self.progress.phase("writing", 0);
+        let rootfs_bytes = applier.finish()?;
+        Ok(end(resolved, rootfs_bytes, None))
+    }
+
+    /// Takes a bundle's root filesystem out of its first layer, and the kernel, if one comes along, out of its second.
+    fn unbundle(
+        &self,
+        resolved: &Resolved,
+        packed: Vec<Packed>,
+        rootfs: &Rootfs,
+    ) -> Result<Option<StagedKernel>, ApiError> {
+        let mut packed = packed.into_iter();
+        let (Some((layer, _)), Some(reader)) = (resolved.layers.first(), packed.next()) else {
+            return Err(ApiError::internal("a bundle has no layer"));
+        };
+        let layer = bundle::Layer { digest: &layer.digest, size: layer.size };
+        let into = self.dir.join(ROOTFS);
+        bundle::unpack(BufReader::new(reader), &layer, rootfs, &into, self.limits, self.progress, self.cancel)?;
+        match (&resolved.kernel, &self.kernels, packed.next()) {
+            (Some(digest), Some(kernels), Some(reader)) => self.kernel(digest, kernels, reader).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Stages the kernel, which has to be the one that it is said to be.
+    fn kernel(&self, digest: &str, kernels: &KernelObjects, reader: Packed) -> Result<StagedKernel, ApiError> {
+        self.progress.phase("unpacking the kernel", 0);
+        let kernel = kernels.take(self.operation, BufReader::new(reader), self.cancel);
+        let kernel =
+            kernel.map_err(|error| ApiError { message: format!("the bundle's kernel: {}", error.message), ..error })?;
+        if kernel.digest != digest {
+            return Err(mismatch("the bundle's kernel", digest, &kernel.digest));
+        }
+        Ok(kernel)
+    }
+}
+
+fn end(resolved: Resolved, rootfs_bytes: u64, kernel: Option<StagedKernel>) -> StagedImage {
     let Resolved { digest, architecture, config, .. } = resolved;
-    StagedImage { digest, architecture, rootfs_bytes, config }
-}
-
-/// Takes a bundle's root filesystem out of its layer.
-fn unbundle(
-    dir: &Path,
-    resolved: &Resolved,
-    packed: Vec<Packed>,
-    rootfs: &Rootfs,
-    limits: &Limits,
-    progress: &Reporter,
-    cancel: &CancellationToken,
-) -> Result<u64, ApiError> {
-    let (Some((layer, _)), Some(reader)) = (resolved.layers.first(), packed.into_iter().next()) else {
-        return Err(ApiError::internal("a bundle has no layer"));
-    };
-    let layer = bundle::Layer { digest: &layer.digest, size: layer.size };
-    bundle::unpack(BufReader::new(reader), &layer, rootfs, &dir.join(ROOTFS), limits, progress, cancel)?;
-    Ok(rootfs.size)
+    StagedImage { digest, architecture, rootfs_bytes, config, kernel }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use contract::{
     ApiError, ImageId, OperationId,
-    agent::{ExportBundleRequest, Fence, PushBundleRequest, PushStatus, PushedBundle, StagedImage},
+    agent::{ExportBundleRequest, Fence, PushBundleRequest, PushStatus, PushedBundle, StagedImage, VmKernel},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::{
     ImageOptions, ImageStore,
-    bundle::{Exporting, Pushing},
+    bundle::{Exporting, Pushing, Taken},
     progress::Reporter,
     read_record, stale,
 };
@@ -71,12 +71,12 @@ impl ImageStore {
     /// Starts a push, or joins it, and waits a while for its end.
     ///
     /// # Errors
-    /// `aborted` for a stale epoch, `not_found` for an image that is not here.
+    /// `aborted` for a stale epoch, `not_found` for an image that is not here, `failed_precondition` for such a kernel.
     pub async fn push(self: &Arc<Self>, request: &PushBundleRequest) -> Result<PushStatus, ApiError> {
-        let push = self.sending(request.fence, request.image, |given| {
-            let Given { rootfs, image, dir, options, progress, cancel } = given;
+        let push = self.sending(request.fence, request.image, request.kernel.as_ref(), |given| {
+            let Given { rootfs, image, kernel, dir, options, progress, cancel } = given;
             let reference = request.reference.clone();
-            let pushing = Pushing { rootfs, image, dir, reference, options, progress, cancel };
+            let pushing = Pushing { rootfs, image, kernel, dir, reference, options, progress, cancel };
             async move { pushing.run().await }
         })?;
         Ok(told(push, request.wait_ms).await)
@@ -89,10 +89,10 @@ impl ImageStore {
     pub async fn export(self: &Arc<Self>, request: &ExportBundleRequest) -> Result<PushStatus, ApiError> {
         let bus = self.sources().bus;
         let bus = bus.ok_or_else(|| ApiError::unavailable("the host does not serve byte streams yet"))?;
-        let push = self.sending(request.fence, request.image, |given| {
-            let Given { rootfs, image, dir, options, progress, cancel } = given;
+        let push = self.sending(request.fence, request.image, request.kernel.as_ref(), |given| {
+            let Given { rootfs, image, kernel, dir, options, progress, cancel } = given;
             let (name, session) = (request.name.clone(), request.session);
-            let exporting = Exporting { rootfs, image, name, dir, bus, session, options, progress, cancel };
+            let exporting = Exporting { rootfs, image, kernel, name, dir, bus, session, options, progress, cancel };
             async move { exporting.run().await }
         })?;
         Ok(told(push, request.wait_ms).await)
@@ -102,6 +102,7 @@ impl ImageStore {
         &self,
         fence: Fence,
         image: ImageId,
+        kernel: Option<&VmKernel>,
         begin: impl FnOnce(Given) -> F,
     ) -> Result<Push, ApiError> {
         if let Some(seen) = self.discarded().get(&fence.operation).filter(|seen| fence.epoch <= **seen) {
@@ -110,6 +111,12 @@ impl ImageStore {
         let rootfs = self.rootfs(image)?;
         let record = read_record(&self.published(image))
             .ok_or_else(|| ApiError::internal(format!("the record of the image {image} cannot be read")))?;
+        let kernel = kernel.map(|kernel| -> Result<_, ApiError> {
+            let objects = self.kernels()?;
+            objects.check(kernel)?;
+            Ok(Taken { objects, kernel: kernel.clone() })
+        });
+        let kernel = kernel.transpose()?;
         let mut all = self.pushes.all();
         if let Some(push) = all.get_mut(&fence.operation) {
             if fence.epoch < push.epoch {
@@ -123,7 +130,8 @@ impl ImageStore {
         progress.phase("packing", 0);
         let push = Push { epoch: fence.epoch, cancel: cancel.clone(), progress: progress.clone(), outcome };
         let dir = self.staging(fence.operation);
-        let work = begin(Given { rootfs, image: record.image, dir, options: self.options.clone(), progress, cancel });
+        let work =
+            begin(Given { rootfs, image: record.image, kernel, dir, options: self.options.clone(), progress, cancel });
         all.insert(fence.operation, push.clone());
         tokio::spawn(async move { drop(sender.send_replace(Some(work.await))) }.in_current_span());
         Ok(push)
@@ -134,6 +142,7 @@ impl ImageStore {
 struct Given {
     rootfs: PathBuf,
     image: StagedImage,
+    kernel: Option<Taken>,
     dir: PathBuf,
     options: ImageOptions,
     progress: Reporter,

@@ -1,4 +1,4 @@
-//! **Carrying** a kernel's files over a byte stream as one archive: `boot/vmlinuz` and `lib/modules/<release>/…`, as a package has them, so
+//! **Carrying** a kernel's files, over a byte stream or in a bundle, as one archive: `boot/vmlinuz` and `lib/modules/<release>/…`, as a package has them, so
 //! that who receives it takes it like any other offer, and trusts it no more.
 
 use std::{
@@ -78,6 +78,25 @@ impl Write for Outgoing {
     }
 }
 
+/// Writes a kernel's files as the archive they are carried in: the same files as the same bytes. Blocking.
+///
+/// # Errors
+/// A file cannot be read, or the archive not be written.
+pub(super) fn pack<W: Write>(
+    to: W,
+    image: &Path,
+    modules_dir: &Path,
+    modules: &[String],
+    release: &str,
+) -> io::Result<W> {
+    let mut archive = tar::Builder::new(zstd::Encoder::new(to, COMPRESSION)?);
+    append(&mut archive, "boot/vmlinuz", image)?;
+    for path in modules {
+        append(&mut archive, &format!("lib/modules/{release}/{path}"), &modules_dir.join(path))?;
+    }
+    archive.into_inner()?.finish()
+}
+
 /// Sends a kernel's files; returns once the receiver has them or is gone. Blocking, within a runtime.
 ///
 /// # Errors
@@ -91,12 +110,7 @@ pub(super) fn send(
 ) -> io::Result<()> {
     let runtime = Handle::current();
     let outgoing = Outgoing { stream, runtime: runtime.clone() };
-    let mut archive = tar::Builder::new(zstd::Encoder::new(outgoing, COMPRESSION)?);
-    append(&mut archive, "boot/vmlinuz", image)?;
-    for path in modules {
-        append(&mut archive, &format!("lib/modules/{release}/{path}"), &modules_dir.join(path))?;
-    }
-    let mut stream = archive.into_inner()?.finish()?.stream;
+    let mut stream = pack(outgoing, image, modules_dir, modules, release)?.stream;
     runtime.block_on(async {
         stream.shutdown().await?;
         // What the receiver says beside its end: nothing, or a reset with its reason.

@@ -2,7 +2,8 @@
 //! as below `lib/modules/<release>`, and `manifest.json`, which makes it whole. Staged, published by one rename, sent to other hosts, removed.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -18,6 +19,7 @@ use contract::{
     operation::Progress,
 };
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
@@ -144,14 +146,13 @@ impl KernelObjects {
         let staging = Staging {
             operation,
             dir: self.staging(operation),
-            source: request.source,
             digest: request.digest,
             allowed: self.allowed.clone(),
             reins,
         };
         let span = tracing::info_span!("stage kernel", operation.id = %operation);
         let (outcome, incoming) = off_the_runtime(move || {
-            let outcome = span.in_scope(|| staging.run(&mut incoming));
+            let outcome = span.in_scope(|| staging.run(&request.source, &mut incoming));
             Ok((outcome, incoming))
         })
         .await?;
@@ -263,6 +264,49 @@ impl KernelObjects {
         Ok(())
     }
 
+    /// Stages the kernel in an archive that came with an image, under the operation that stages this. Blocking.
+    ///
+    /// # Errors
+    /// It is none, cannot be read to its end, the disk is full, or it was called off.
+    pub(crate) fn take(
+        &self,
+        operation: OperationId,
+        archive: impl Read,
+        cancel: &CancellationToken,
+    ) -> Result<StagedKernel, ApiError> {
+        let reins = Reins::of(cancel.clone());
+        let staging = Staging { operation, dir: self.staging(operation), digest: None, allowed: Vec::new(), reins };
+        staging.run_from(archive)
+    }
+
+    /// Removes what an operation staged, if it did. Blocking.
+    ///
+    /// # Errors
+    /// The directory cannot be removed.
+    pub(crate) fn unstage(&self, operation: OperationId) -> Result<(), ApiError> {
+        let dir = self.staging(operation);
+        files::remove_dir(&dir).map_err(|error| storage_error(&dir, &error))
+    }
+
+    /// Writes a kernel of this host as one archive, the same kernel as the same bytes. Blocking.
+    ///
+    /// # Errors
+    /// It is not here, a file cannot be read or written, or it was called off.
+    pub(crate) fn pack(&self, kernel: &VmKernel, into: &Path, cancel: &CancellationToken) -> Result<(), ApiError> {
+        self.check(kernel)?;
+        let dir = self.published(kernel.id);
+        let modules_dir = dir.join(MODULES);
+        let written = || -> io::Result<()> {
+            let modules = if modules_dir.is_dir() { identity::files_below(&modules_dir)? } else { Vec::new() };
+            let to = Leashed { file: fs::File::create(into)?, cancel };
+            carrying::pack(to, &dir.join(IMAGE), &modules_dir, &modules, &kernel.release).map(drop)
+        };
+        written().map_err(|error| match cancel.is_cancelled() {
+            true => ApiError::cancelled("the packing was called off"),
+            false => storage_error(into, &error),
+        })
+    }
+
     /// What a VM boots from that was given this kernel. Blocking.
     ///
     /// # Errors
@@ -302,6 +346,25 @@ impl KernelObjects {
         let dirs = files::subdirectories(&self.root).unwrap_or_default();
         let broken: Vec<PathBuf> = dirs.iter().filter(|dir| read_record(dir).is_none()).cloned().collect();
         (dirs.len() - broken.len(), broken)
+    }
+}
+
+/// A file that is written until that is called off.
+struct Leashed<'a> {
+    file: fs::File,
+    cancel: &'a CancellationToken,
+}
+
+impl Write for Leashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("called off"));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 

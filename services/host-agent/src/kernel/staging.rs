@@ -19,7 +19,7 @@ use super::{
     carrying::Incoming,
     identity,
     objects::{ARCHITECTURE, MANIFEST, Record},
-    offer::{Limits, OfferError, Parts},
+    offer::{Limits, OfferError, Parts, failed},
     package,
 };
 use crate::{
@@ -34,7 +34,6 @@ const RESERVE: u64 = 256 << 20;
 pub(super) struct Staging {
     pub operation: OperationId,
     pub dir: PathBuf,
-    pub source: StageKernelSource,
     /// What the digest has to be, where that is known.
     pub digest: Option<String>,
     /// Directories whose files may be imported.
@@ -61,18 +60,37 @@ impl Read for Watched<'_> {
 
 impl Staging {
     /// Does it all, from `incoming` where the source is a stream; gives that back, so that its sender can be told how it ended.
-    pub fn run(&self, incoming: &mut Option<Incoming>) -> Result<StagedKernel, ApiError> {
+    pub fn run(&self, source: &StageKernelSource, incoming: &mut Option<Incoming>) -> Result<StagedKernel, ApiError> {
+        self.made(|parts| match (source, incoming) {
+            (StageKernelSource::Path(path), _) => self.take_path(path, parts),
+            (StageKernelSource::Stream(_), Some(incoming)) => {
+                parts.file("the upload", incoming).map_err(|error| self.refused(&error))
+            }
+            (StageKernelSource::Stream(_), None) => Err(ApiError::internal("the stream was not accepted")),
+        })
+    }
+
+    /// Does it all, from one archive, which is read to its end.
+    pub fn run_from(&self, mut archive: impl Read) -> Result<StagedKernel, ApiError> {
+        self.made(|parts| {
+            parts.file("the archive", &mut archive).map_err(|error| self.refused(&error))?;
+            let rest = io::copy(&mut archive, &mut io::sink());
+            rest.map(drop).map_err(failed("its archive cannot be read")).map_err(|error| self.refused(&error))
+        })
+    }
+
+    fn made(&self, take: impl FnOnce(&mut Parts<'_>) -> Result<(), ApiError>) -> Result<StagedKernel, ApiError> {
         let storage = |error: io::Error| storage_error(&self.dir, &error);
         files::remove_dir(&self.dir).map_err(storage)?;
         fs::create_dir(&self.dir).map_err(storage)?;
-        let outcome = self.take(incoming);
+        let outcome = self.taken(take);
         if outcome.is_err() {
             files::remove_dir(&self.dir).map_err(storage)?;
         }
         outcome
     }
 
-    fn take(&self, incoming: &mut Option<Incoming>) -> Result<StagedKernel, ApiError> {
+    fn taken(&self, take: impl FnOnce(&mut Parts<'_>) -> Result<(), ApiError>) -> Result<StagedKernel, ApiError> {
         let free = files::free_bytes(&self.dir).map_err(|error| storage_error(&self.dir, &error))?;
         let kept = Limits::default().kept.min(free.saturating_sub(RESERVE));
         if kept < bzimage::KERNEL_MAX as u64 {
@@ -80,13 +98,7 @@ impl Staging {
                 .hint("remove images or kernels, or give the host more disk"));
         }
         let mut parts = Parts::new(&self.dir, Limits { kept, ..Limits::default() });
-        match (&self.source, incoming) {
-            (StageKernelSource::Path(path), _) => self.take_path(path, &mut parts)?,
-            (StageKernelSource::Stream(_), Some(incoming)) => {
-                parts.file("the upload", incoming).map_err(|error| self.refused(&error))?;
-            }
-            (StageKernelSource::Stream(_), None) => return Err(ApiError::internal("the stream was not accepted")),
-        }
+        take(&mut parts)?;
         runtime::fault::point("agent/kernel.stage/unpacked");
         self.finish(&parts)
     }

@@ -7,7 +7,7 @@ use contract::{
     agent::{
         DiscardRequest, ExportBundleRequest, ImageDiscard, ImageExport, ImagePublish, ImagePush, ImageRemove,
         ImageResolve, ImageStage, PublishRequest, PushBundleRequest, PushStatus, PushedBundle, RemoveImageRequest,
-        ResolveRequest, ResolvedImage, StageRequest, StageSource, StageStatus, StagedImage,
+        ResolveRequest, ResolvedImage, StageRequest, StageSource, StageStatus, StagedImage, VmKernel,
     },
     deadline,
     image::{ExportRequest, ImageSource},
@@ -48,12 +48,19 @@ pub async fn stage(cx: &Context, host: &HostId, source: impl Into<StageSource>) 
 }
 
 /// Pushes an image to the end, as [`stage`] stages one.
-pub async fn push(cx: &Context, host: &HostId, image: ImageId, reference: &str) -> Result<PushedBundle, StepError> {
+pub async fn push(
+    cx: &Context,
+    host: &HostId,
+    image: ImageId,
+    kernel: Option<VmKernel>,
+    reference: &str,
+) -> Result<PushedBundle, StepError> {
     loop {
         cx.checkpoint()?;
         let request = PushBundleRequest {
             fence: cx.fence(),
             image,
+            kernel: kernel.clone(),
             reference: reference.to_owned(),
             wait_ms: deadline::AGENT_POLL_MS,
         };
@@ -71,6 +78,7 @@ pub async fn export(
     cx: &Context,
     host: &HostId,
     image: ImageId,
+    kernel: Option<VmKernel>,
     export: &ExportRequest,
 ) -> Result<PushedBundle, StepError> {
     loop {
@@ -78,6 +86,7 @@ pub async fn export(
         let request = ExportBundleRequest {
             fence: cx.fence(),
             image,
+            kernel: kernel.clone(),
             name: export.image.clone(),
             session: export.session,
             wait_ms: deadline::AGENT_POLL_MS,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     agent,
     holder::{Choose, Holds, chosen},
+    kernel::along,
 };
 
 /// Sends an image as an archive.
@@ -58,7 +59,7 @@ impl Holds for Export {
     }
 }
 
-/// Has the host pack and send. Whoever takes the archive knows by its digests whether it has it all.
+/// Has the host pack and send, with the kernel the image names. Whoever takes the archive knows by its digests whether it has it all.
 struct Send;
 
 #[async_trait]
@@ -69,7 +70,8 @@ impl Step<Export> for Send {
 
     async fn run(&self, cx: &Context, _: &Export, order: &ExportOrder, journal: &mut Journal) -> Result<(), StepError> {
         let host = chosen::<Export>(journal)?;
-        let exported = agent::export(cx, host, order.image_id, &order.export).await?;
+        let kernel = along::brought(cx, order.image_id, host).await?;
+        let exported = agent::export(cx, host, order.image_id, kernel, &order.export).await?;
         // What the host remembers of it is of no use to anybody now; a host that is away forgets it when it ends.
         if let Err(error) = agent::discard(cx, host).await {
             tracing::debug!(%error, "the host was not told that the export is over");

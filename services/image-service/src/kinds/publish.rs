@@ -11,7 +11,7 @@ use serde_json::json;
 use store::StoreError;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{agent, name_taken};
+use super::{agent, kernel::along, name_taken};
 use crate::db::{
     image::IMAGE_KERNEL,
     name::{Held, name_hold},
@@ -65,6 +65,11 @@ pub trait Makes: Kind {
     /// What that host staged, once it has.
     fn staged(journal: &Self::Journal) -> Option<&StagedImage>;
 
+    /// Whether a kernel may have come along, which an undo then takes back.
+    fn brings_kernel(journal: &Self::Journal) -> bool {
+        Self::staged(journal).is_some_and(|staged| staged.kernel.is_some())
+    }
+
     /// Takes down what was published.
     fn published(journal: &mut Self::Journal, image: Image);
 }
@@ -117,7 +122,9 @@ impl<K: Makes> Step<K> for Publish {
     /// rename that arrives late finds nothing to rename.
     async fn undo(&self, cx: &Context, _: &K, request: &K::Request, journal: &K::Journal) -> Result<(), StepError> {
         let made = K::made(request);
-        take_back(cx, host_of::<K>(journal)?, made.id, made.name).await
+        let host = host_of::<K>(journal)?;
+        take_back(cx, host, made.id, made.name).await?;
+        if K::brings_kernel(journal) { along::take_back(cx, host, made.id).await } else { Ok(()) }
     }
 }
 
@@ -168,6 +175,10 @@ async fn publish<K: Makes>(
         held.boots(image, kernel).await.map_err(no_kernel)?;
     }
     settle::<K>(cx, &held, image, &staged.digest, host).await?;
+    // An image that was here goes on naming the kernel it names, or none.
+    if let Some(kernel) = staged.kernel.as_ref().filter(|_| image == made.id) {
+        along::publish::<K>(cx, &held, made, host, kernel).await?;
+    }
     held.point(image, "published").await?.ok_or_else(|| StepError::retry(claim_lost()))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use contract::{
-    HostId, ImageId,
+    ApiError, HostId, ImageId,
     agent::StagedImage,
     image::{Image, PullRequest},
 };
@@ -47,6 +47,9 @@ pub struct Journal {
     /// The digest that the source means is here: under this id, where it is wanted.
     #[serde(default)]
     here: Option<ImageId>,
+    /// A kernel comes along.
+    #[serde(default)]
+    brings_kernel: bool,
     staged: Option<StagedImage>,
     image: Option<Image>,
 }
@@ -99,6 +102,10 @@ impl Makes for Pull {
         journal.staged.as_ref()
     }
 
+    fn brings_kernel(journal: &Journal) -> bool {
+        journal.brings_kernel || journal.staged.as_ref().is_some_and(|staged| staged.kernel.is_some())
+    }
+
     fn published(journal: &mut Journal, image: Image) {
         journal.image = Some(image);
     }
@@ -123,6 +130,7 @@ impl Step<Pull> for Resolve {
             }
             Err(error) => return Err(StepError::permanent(error)),
         };
+        journal.brings_kernel = resolved.kernel.is_some();
         let client = cx.store().client().await?;
         let wanted = order.pull.host.as_ref();
         let here = image_of_digest(&client, &resolved.digest).await?;
@@ -178,7 +186,13 @@ impl Step<Pull> for Name {
                 journal.image = Some(image);
                 return Ok(());
             }
-            journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, order.pull.source.clone()).await?);
+            let staged = agent::stage(cx, host_of::<Pull>(journal)?, order.pull.source.clone()).await?;
+            if staged.kernel.is_some() && !journal.brings_kernel {
+                // An undo would not know of it.
+                let error = ApiError::aborted("what the source means changed meanwhile");
+                return Err(StepError::permanent(error.hint("pull it again")));
+            }
+            journal.staged = Some(staged);
         }
         Step::<Pull>::run(&Publish, cx, kind, order, journal).await
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     agent,
     holder::{Choose, Holds, chosen},
+    kernel::along,
 };
 
 /// Pushes an image to a registry as a bundle.
@@ -58,7 +59,7 @@ impl Holds for Push {
     }
 }
 
-/// Has the host pack and send. What a registry was sent it keeps: blobs that no manifest names are its own to collect.
+/// Has the host pack and send, with the kernel the image names. What a registry was sent it keeps: blobs that no manifest names are its own to collect.
 struct Send;
 
 #[async_trait]
@@ -69,7 +70,8 @@ impl Step<Push> for Send {
 
     async fn run(&self, cx: &Context, _: &Push, order: &PushOrder, journal: &mut Journal) -> Result<(), StepError> {
         let host = chosen::<Push>(journal)?;
-        let pushed = agent::push(cx, host, order.image_id, &order.push.reference).await?;
+        let kernel = along::brought(cx, order.image_id, host).await?;
+        let pushed = agent::push(cx, host, order.image_id, kernel, &order.push.reference).await?;
         runtime::fault::point("image.push/push/done");
         // What the host remembers of it is of no use to anybody now; a host that is away forgets it when it ends.
         if let Err(error) = agent::discard(cx, host).await {

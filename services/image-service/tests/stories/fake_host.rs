@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use contract::{
     agent::{
         Fence, ImageDiscard, ImageExport, ImageHere, ImageInventory, ImagePublish, ImagePush, ImageReclaim,
         ImageRemove, ImageResolve, ImageStage, Inventory, PushStatus, PushedBundle, ResolvedImage, StageStatus,
-        StagedImage, StagingHere,
+        StagedImage, StagedKernel, StagingHere, VmKernel,
     },
     host::{self, Capacity, Empty, Host, HostList, HostState},
     image::ImageConfig,
@@ -22,6 +22,8 @@ use contract::{
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
+
+use crate::fake_kernels::FakeKernels;
 
 /// One host of the lab, and its agent.
 pub struct FakeHost {
@@ -33,6 +35,9 @@ pub struct FakeHost {
 struct Inner {
     state: Mutex<State>,
     changed: Notify,
+    id: HostId,
+    /// Where kernels go that come with images.
+    kernels: OnceLock<FakeKernels>,
 }
 
 #[derive(Default)]
@@ -55,6 +60,10 @@ struct State {
     /// What sources mean that were pushed to anew; others mean what they are called.
     pushed: BTreeMap<String, String>,
     images: BTreeMap<ImageId, StagedImage>,
+    /// What kernels come along with what content.
+    bundled: BTreeMap<String, StagedKernel>,
+    /// What kernels were taken along to where.
+    taken: BTreeMap<String, Option<VmKernel>>,
     /// Who published each image.
     makers: BTreeMap<ImageId, Vec<OperationId>>,
     /// Images whose root filesystem is cut.
@@ -103,6 +112,7 @@ fn staged(content: &str) -> StagedImage {
         architecture: "amd64".into(),
         rootfs_bytes: 1 << 20,
         config: ImageConfig { cmd: vec!["/bin/sh".into()], ..ImageConfig::default() },
+        kernel: None,
     }
 }
 
@@ -137,7 +147,12 @@ impl FakeHost {
     /// One whose agent is older than the inventory.
     pub async fn old(bus: &Bus, id: &str) -> Self {
         let id: HostId = id.parse().unwrap();
-        let inner = Arc::new(Inner { state: Mutex::default(), changed: Notify::new() });
+        let inner = Arc::new(Inner {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            id: id.clone(),
+            kernels: OnceLock::new(),
+        });
         let service = bus.service("host-agent", "0.1.0", "a fake").await.unwrap();
         let host = inner.clone();
         let stage = service.serve_agent::<ImageStage, _>(&id, move |_, request| {
@@ -153,8 +168,11 @@ impl FakeHost {
                 if state.away {
                     return Err(ApiError::unavailable("the fake host is away"));
                 }
-                let image = staged(&state.content(&request.source.to_string()));
-                Ok(ResolvedImage { digest: image.digest, architecture: image.architecture, layers: vec![1 << 10] })
+                let content = state.content(&request.source.to_string());
+                let (image, kernel) = (staged(&content), state.bundled.get(&content));
+                let kernel = kernel.map(|kernel| kernel.digest.clone());
+                let layers = vec![1 << 10];
+                Ok(ResolvedImage { digest: image.digest, architecture: image.architecture, layers, kernel })
             }
         });
         resolve.await.unwrap();
@@ -171,6 +189,9 @@ impl FakeHost {
                 let mut state = host.state.lock().unwrap();
                 state.admit(request.fence)?;
                 state.staging.remove(&request.fence.operation);
+                if let Some(kernels) = host.kernels.get() {
+                    kernels.unstage(&host.id, request.fence.operation);
+                }
                 Ok(Empty {})
             }
         });
@@ -190,7 +211,10 @@ impl FakeHost {
         let host = inner.clone();
         let push = service.serve_agent::<ImagePush, _>(&id, move |_, request| {
             let host = host.clone();
-            async move { host.push(request.fence, request.image, &request.reference, request.wait_ms).await }
+            async move {
+                host.state.lock().unwrap().taken.insert(request.reference.clone(), request.kernel);
+                host.push(request.fence, request.image, &request.reference, request.wait_ms).await
+            }
         });
         push.await.unwrap();
         let host = inner.clone();
@@ -226,6 +250,17 @@ impl FakeHost {
     /// From now on the download of this source fails.
     pub fn fail(&self, source: &str, error: ApiError) {
         self.change(|state| state.failing.insert(source.into(), error));
+    }
+
+    /// From now on this kernel comes along with the source.
+    pub fn bundle(&self, source: &str, kernel: StagedKernel, kernels: &FakeKernels) {
+        drop(self.inner.kernels.set(kernels.clone()));
+        self.change(|state| state.bundled.insert(source.into(), kernel));
+    }
+
+    /// The kernel that was taken along to there.
+    pub fn taken(&self, to: &str) -> Option<VmKernel> {
+        self.change(|state| state.taken.get(to).cloned().flatten())
     }
 
     pub fn block_renames(&self, blocked: bool) {
@@ -322,7 +357,12 @@ impl Inner {
                 if !state.blocked.contains(source) {
                     // As it was when it was downloaded.
                     let content = state.staging.get(&fence.operation).cloned();
-                    return Ok(StageStatus::Done { image: staged(content.as_deref().unwrap_or(source)) });
+                    let content = content.as_deref().unwrap_or(source);
+                    let kernel = state.bundled.get(content).cloned();
+                    if let (Some(kernel), Some(kernels)) = (&kernel, self.kernels.get()) {
+                        kernels.stage(&self.id, fence.operation, kernel);
+                    }
+                    return Ok(StageStatus::Done { image: StagedImage { kernel, ..staged(content) } });
                 }
             }
             if tokio::time::timeout_at(give_up, changed).await.is_err() {

@@ -103,6 +103,15 @@ impl FakeKernels {
         self.services.lock().unwrap().push(service);
     }
 
+    /// A kernel came with an image.
+    pub fn stage(&self, host: &HostId, operation: OperationId, kernel: &StagedKernel) {
+        self.state.lock().unwrap().staging.insert((host.clone(), operation), kernel.clone());
+    }
+
+    pub fn unstage(&self, host: &HostId, operation: OperationId) {
+        self.state.lock().unwrap().staging.remove(&(host.clone(), operation));
+    }
+
     pub fn set_away(&self, host: &str, away: bool) {
         let mut state = self.state.lock().unwrap();
         let host = host.parse().unwrap();

@@ -18,21 +18,21 @@ use crate::{
     lab::{BOUND, Lab, count, image_of, registry},
 };
 
-struct Kernels {
-    lab: Lab,
-    hosts: FakeKernels,
+pub struct Kernels {
+    pub lab: Lab,
+    pub hosts: FakeKernels,
 }
 
 impl Kernels {
     /// A lab with the service, and kernels on `h1` and `h2`.
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let kernels = Self::of(Lab::start().await).await;
         kernels.lab.registry.put("h2", HostState::Up, 512);
         kernels.hosts.add(&kernels.lab.bus, "h2").await;
         kernels
     }
 
-    async fn of(lab: Lab) -> Self {
+    pub async fn of(lab: Lab) -> Self {
         let hosts = FakeKernels::default();
         hosts.add(&lab.bus, "h1").await;
         Self { lab, hosts }
@@ -42,15 +42,15 @@ impl Kernels {
         self.lab.call::<Import>(json!({ "source": { "path": path }, "name": name, "wait": true }), None).await
     }
 
-    async fn imported(&self, path: &str, name: &str) -> Kernel {
+    pub async fn imported(&self, path: &str, name: &str) -> Kernel {
         kernel_of(&self.import(path, name).await.unwrap())
     }
 
-    async fn get(&self, kernel: &str) -> Result<Kernel, contract::ApiError> {
+    pub async fn get(&self, kernel: &str) -> Result<Kernel, contract::ApiError> {
         self.lab.call::<Get>(json!({ "kernel": kernel }), None).await
     }
 
-    async fn delete(&self, kernel: &str) -> Result<Operation, contract::ApiError> {
+    pub async fn delete(&self, kernel: &str) -> Result<Operation, contract::ApiError> {
         self.lab.call::<Delete>(json!({ "kernel": kernel, "wait": true }), None).await
     }
 
@@ -59,7 +59,7 @@ impl Kernels {
     }
 
     /// Nothing is left of any kernel: no row, no file, nothing owed.
-    async fn assert_nothing_left(&self) {
+    pub async fn assert_nothing_left(&self) {
         assert_eq!((self.hosts.published(), self.hosts.stagings()), (vec![], 0));
         let sql = self.lab.sql().await;
         for table in ["kernel", "kernel_name", "kernel_replica", "kernel_removal"] {

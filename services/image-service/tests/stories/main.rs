@@ -3,6 +3,7 @@
 mod archives;
 mod build_crashes;
 mod builds;
+mod bundled_kernels;
 mod crashes;
 mod deletes;
 mod fake_host;

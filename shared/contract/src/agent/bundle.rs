@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Fence;
+use super::{Fence, VmKernel};
 use crate::{
     error::ApiError,
     id::{ImageId, SessionId},
@@ -18,6 +18,9 @@ pub struct PushBundleRequest {
     pub fence: Fence,
     /// The image, which is here.
     pub image: ImageId,
+    /// The kernel it takes along, which is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<VmKernel>,
     /// The registry reference it is pushed to.
     pub reference: String,
     /// How long to hold the reply while nothing ends, in milliseconds.
@@ -32,6 +35,9 @@ pub struct ExportBundleRequest {
     pub fence: Fence,
     /// The image, which is here.
     pub image: ImageId,
+    /// The kernel it takes along, which is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<VmKernel>,
     /// What the archive calls the image.
     pub name: String,
     /// The byte stream, whose opener takes the archive.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Fence;
+use super::{Fence, StagedKernel};
 use crate::{
     error::ApiError,
     id::{ImageId, VmId},
@@ -101,6 +101,9 @@ pub struct ResolvedImage {
     pub architecture: String,
     /// Bytes of each layer as it is downloaded, lowest first.
     pub layers: Vec<u64>,
+    /// Digest of the kernel that comes along, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
 }
 
 /// How a staging goes.
@@ -137,6 +140,9 @@ pub struct StagedImage {
     pub rootfs_bytes: u64,
     /// What its author asked to be run.
     pub config: ImageConfig,
+    /// A kernel that came along, staged under the same operation; `kernel.publish` makes it visible, `image.discard` removes it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<StagedKernel>,
 }
 
 /// Makes a staged image visible under its id: one rename, synced.

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use super::{ARTIFACT_TYPE, Documents, MANIFEST_TYPE, PACKED, Packed, packed};
+use super::{ARTIFACT_TYPE, Documents, MANIFEST_TYPE, PACKED, Packed, Taken, kernel, packed};
 use crate::{
     files,
     image::{
@@ -34,6 +34,8 @@ pub(in crate::image) struct Exporting {
     pub rootfs: PathBuf,
     /// The image.
     pub image: StagedImage,
+    /// The kernel it takes along.
+    pub kernel: Option<Taken>,
     /// What the archive calls it.
     pub name: String,
     /// A directory of its own, for the packed root filesystem.
@@ -81,13 +83,14 @@ impl Exporting {
 
     async fn archive(&self, stream: &mut ByteStream) -> Result<PushedBundle, ApiError> {
         let packed = packed(&self.rootfs, &self.dir, &self.options, &self.progress, &self.cancel).await?;
+        let kernel = kernel::packed(self.kernel.as_ref(), &self.dir, &self.progress, &self.cancel).await?;
         let config = self.image.config.clone();
         let identity =
             Identity::new(&self.image.architecture, packed.raw_digest.clone(), packed.raw_size, None, config);
-        let documents = Documents::new(&identity, &packed)?;
+        let documents = Documents::new(&identity, &packed, kernel.as_ref())?;
         runtime::fault::point("agent/image.export/packed");
         tokio::select! {
-            sent = self.send(stream, &packed, &documents) => {
+            sent = self.send(stream, &packed, kernel.as_ref(), &documents) => {
                 let sent_bytes = sent?;
                 Ok(PushedBundle {
                     manifest: identity::digest(&documents.manifest),
@@ -101,8 +104,14 @@ impl Exporting {
     }
 
     /// Sends the archive, small members first; gives its length.
-    async fn send(&self, stream: &mut ByteStream, packed: &Packed, documents: &Documents) -> Result<u64, ApiError> {
-        self.progress.phase("sending", packed.size);
+    async fn send(
+        &self,
+        stream: &mut ByteStream,
+        packed: &Packed,
+        kernel: Option<&kernel::Packed>,
+        documents: &Documents,
+    ) -> Result<u64, ApiError> {
+        self.progress.phase("sending", packed.size + kernel.map_or(0, |kernel| kernel.size));
         let index = index(&self.name, &self.image.architecture, &documents.manifest)?;
         let mut archive = Archive { stream, written: 0 };
         archive.bytes("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#).await?;
@@ -111,6 +120,10 @@ impl Exporting {
             archive.bytes(&blob(&identity::digest(document)), document).await?;
         }
         archive.file(&blob(&packed.digest), &self.dir.join(PACKED), packed.size, &self.progress).await?;
+        if let Some(kernel) = kernel {
+            let path = self.dir.join(kernel::PACKED);
+            archive.file(&blob(&kernel.digest), &path, kernel.size, &self.progress).await?;
+        }
         archive.end().await
     }
 }

@@ -1,10 +1,11 @@
 //! A **bundle** is an image ready to boot, as an OCI artifact (image-spec 1.1): a manifest whose configuration is the image's
 //! [identity](super::identity) and whose layer is its root filesystem, packed ([`packing`]). Whoever pulls one unpacks no layers and
-//! makes no filesystem.
+//! makes no filesystem. The kernel that the image names goes along in a layer beside ([`kernel`]).
 //!
 //! The manifest depends on how the root filesystem was packed; the image's digest, which is the configuration's, does not.
 
 mod export;
+mod kernel;
 mod pack;
 mod packing;
 mod push;
@@ -17,6 +18,7 @@ use serde_json::json;
 use super::identity::{self, Identity};
 
 pub(super) use export::Exporting;
+pub(super) use kernel::{KERNEL_DIGEST, KERNEL_TYPE, Taken};
 pub(super) use pack::{PACKED, Packed, packed};
 pub(super) use push::Pushing;
 pub(super) use unpack::{Layer, unpack};
@@ -35,15 +37,17 @@ pub(super) struct Documents {
 }
 
 impl Documents {
-    /// Of an image whose root filesystem was packed so.
-    pub(super) fn new(identity: &Identity, packed: &Packed) -> Result<Self, ApiError> {
+    /// Of an image whose root filesystem was packed so, and the kernel it takes along.
+    pub(super) fn new(identity: &Identity, packed: &Packed, kernel: Option<&kernel::Packed>) -> Result<Self, ApiError> {
         let config = identity.document()?;
+        let rootfs = json!({ "mediaType": ROOTFS_TYPE, "digest": packed.digest, "size": packed.size });
+        let layers: Vec<_> = std::iter::once(rootfs).chain(kernel.map(kernel::Packed::descriptor)).collect();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
             "artifactType": ARTIFACT_TYPE,
             "config": { "mediaType": identity::MEDIA_TYPE, "digest": identity::digest(&config), "size": config.len() },
-            "layers": [{ "mediaType": ROOTFS_TYPE, "digest": packed.digest, "size": packed.size }],
+            "layers": layers,
         });
         // serde_json keeps the keys of an object sorted, so the same parts give the same bytes.
         let manifest = serde_json::to_vec(&manifest)

@@ -15,7 +15,7 @@ use oci_client::{
 };
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 
-use super::{Documents, MANIFEST_TYPE, PACKED, Packed, packed};
+use super::{Documents, MANIFEST_TYPE, PACKED, Packed, Taken, kernel, packed};
 use crate::{
     files,
     image::{
@@ -41,6 +41,8 @@ pub(in crate::image) struct Pushing {
     pub rootfs: PathBuf,
     /// The image.
     pub image: StagedImage,
+    /// The kernel it takes along.
+    pub kernel: Option<Taken>,
     /// A directory of its own, for the packed root filesystem.
     pub dir: PathBuf,
     /// Where to.
@@ -68,14 +70,14 @@ impl Pushing {
     async fn packed_and_sent(&self) -> Result<PushedBundle, ApiError> {
         let registry = Registry::open(&self.reference, &self.options)?;
         let packed = packed(&self.rootfs, &self.dir, &self.options, &self.progress, &self.cancel).await?;
-        let kernel = None;
+        let kernel = kernel::packed(self.kernel.as_ref(), &self.dir, &self.progress, &self.cancel).await?;
         let config = self.image.config.clone();
         let identity =
-            Identity::new(&self.image.architecture, packed.raw_digest.clone(), packed.raw_size, kernel, config);
-        let documents = Documents::new(&identity, &packed)?;
+            Identity::new(&self.image.architecture, packed.raw_digest.clone(), packed.raw_size, None, config);
+        let documents = Documents::new(&identity, &packed, kernel.as_ref())?;
         runtime::fault::point("agent/image.push/packed");
         tokio::select! {
-            sent = self.send(&registry, &packed, &documents) => {
+            sent = self.send(&registry, &packed, kernel.as_ref(), &documents) => {
                 let sent_bytes = sent?;
                 Ok(PushedBundle {
                     manifest: identity::digest(&documents.manifest),
@@ -89,11 +91,21 @@ impl Pushing {
     }
 
     /// Sends it all; gives the bytes the registry did not have.
-    async fn send(&self, registry: &Registry, packed: &Packed, documents: &Documents) -> Result<u64, ApiError> {
-        self.progress.phase("pushing", packed.size);
+    async fn send(
+        &self,
+        registry: &Registry,
+        packed: &Packed,
+        kernel: Option<&kernel::Packed>,
+        documents: &Documents,
+    ) -> Result<u64, ApiError> {
+        self.progress.phase("pushing", packed.size + kernel.map_or(0, |kernel| kernel.size));
         registry.log_in().await?;
         let file = self.dir.join(PACKED);
         let mut sent = registry.blob(&packed.digest, packed.size, Content::File(&file), &self.progress).await?;
+        if let Some(kernel) = kernel {
+            let file = self.dir.join(kernel::PACKED);
+            sent += registry.blob(&kernel.digest, kernel.size, Content::File(&file), &self.progress).await?;
+        }
         let config = Content::Bytes(&documents.config);
         let digest = identity::digest(&documents.config);
         sent += registry.blob(&digest, documents.config.len() as u64, config, &self.progress).await?;

@@ -171,7 +171,7 @@ fn describe(
     let (digest, rootfs_bytes) = identity::digest_of_file(path, go_on).map_err(|error| interrupted(path, &error))?;
     let Frame { architecture, config } = frame;
     let identity = Identity::new(&architecture, digest, rootfs_bytes, None, config.clone());
-    Ok(StagedImage { digest: identity.digest()?, architecture, rootfs_bytes, config })
+    Ok(StagedImage { digest: identity.digest()?, architecture, rootfs_bytes, config, kernel: None })
 }
 
 fn interrupted(path: &Path, error: &io::Error) -> ApiError {

@@ -115,5 +115,5 @@ fn describe(
     })?;
     let architecture = manifest::architecture().to_owned();
     let identity = Identity::new(&architecture, digest, rootfs_bytes, None, config.clone());
-    Ok(StagedImage { digest: identity.digest()?, architecture, rootfs_bytes, config })
+    Ok(StagedImage { digest: identity.digest()?, architecture, rootfs_bytes, config, kernel: None })
 }

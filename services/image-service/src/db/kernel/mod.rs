@@ -1,5 +1,6 @@
 //! Kernels as rows, and as clients see them (migrations/V0013__kernel.sql): one file a noun.
 
+pub mod arrival;
 pub mod choice;
 pub mod lookup;
 pub mod name;

@@ -9,6 +9,7 @@ use store::{Client, GenericClient, StoreError, Transaction, outbox};
 use uuid::Uuid;
 
 use super::{
+    arrival::kernel_arrive_in_txn,
     lookup::{kernel_get, kernel_named},
     replica::{replica_add_in_txn, replica_there_in_txn},
 };
@@ -84,27 +85,7 @@ impl Held<'_> {
     /// # Errors
     /// The database could not.
     pub async fn kernel(&self, id: KernelId, source: &str, staged: &StagedKernel) -> Result<KernelId, StoreError> {
-        let bytes = i64::try_from(staged.bytes)
-            .map_err(|_| StoreError::Schema(format!("no kernel has {} bytes", staged.bytes)))?;
-        let insert = self
-            .transaction
-            .prepare_cached(
-                "insert into image.kernel (id, digest, release, architecture, bytes, source) \
-                 values ($1, $2, $3, $4, $5, $6) on conflict (digest) do nothing",
-            )
-            .await?;
-        let lock =
-            self.transaction.prepare_cached("select id from image.kernel where digest = $1 for key share").await?;
-        loop {
-            let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
-                [&id.0, &staged.digest, &staged.release, &staged.architecture, &bytes, &source];
-            if self.transaction.execute(&insert, &values).await? == 1 {
-                return Ok(id);
-            }
-            if let Some(row) = self.transaction.query_opt(&lock, &[&staged.digest]).await? {
-                return Ok(KernelId(row.try_get(0)?));
-            }
-        }
+        kernel_arrive_in_txn(&self.transaction, id, source, staged).await
     }
 
     /// Whether the host has the kernel.

@@ -18,6 +18,8 @@ pub enum Taken<'a> {
     All,
     /// This name, where it means the kernel.
     Name(&'a KernelName),
+    /// None: the kernel goes if it has none.
+    Nothing,
     /// What this operation made of the name, which means again what it meant before.
     Made(&'a KernelName),
 }
@@ -67,6 +69,9 @@ async fn withdraw(client: &mut Client, fence: Fence, id: KernelId, taken: Taken<
     }
     let left = transaction.prepare_cached("select from image.kernel_name where kernel_id = $1 limit 1").await?;
     if transaction.query_opt(&left, &[&id.0]).await?.is_some() {
+        if let Taken::Nothing = taken {
+            return Ok(Withdrawn::Named);
+        }
         let event = json!({ "names": names });
         outbox::push(&transaction, &subject::event("kernel", id, "untagged"), &event).await?;
         return ended(transaction, fence, Withdrawn::Named).await;
@@ -106,6 +111,7 @@ async fn take_names(
     taken: Taken<'_>,
 ) -> Result<Vec<String>, StoreError> {
     let one = match taken {
+        Taken::Nothing => return Ok(Vec::new()),
         Taken::All => None,
         Taken::Name(name) | Taken::Made(name) => Some(name),
     };
@@ -119,7 +125,7 @@ async fn take_names(
     let names = rows.iter().filter(|row| row.get(1)).map(|row| row.get(0)).collect();
     match taken {
         // After the kernel is locked.
-        Taken::All => {}
+        Taken::Nothing | Taken::All => {}
         Taken::Name(name) => {
             let delete = "delete from image.kernel_name where name = $1 and kernel_id = $2";
             let delete = transaction.prepare_cached(delete).await?;

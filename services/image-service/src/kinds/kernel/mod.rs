@@ -3,6 +3,7 @@
 //! keeps them and a delete apart.
 
 mod agent;
+pub(super) mod along;
 mod delete;
 mod import;
 mod place;
