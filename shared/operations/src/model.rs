@@ -89,7 +89,7 @@ impl Stage {
     async fn clear(store: &Store, bus: &bus::Bus) -> Self {
         let client = store.client().await.unwrap();
         let tables = "operations.operation, operations.step, operations.resource_epoch, operations.outbox";
-        client.batch_execute(&format!("truncate {tables}")).await.unwrap();
+        client.batch_execute(&format!("truncate {tables} cascade")).await.unwrap();
         let (store, bus) = (store.clone(), bus.clone());
         Self {
             store,
