@@ -77,7 +77,7 @@ async fn witness_never_blinked(lab: &Lab, boot: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn vm_lifecycle_killed_at_each_step_of_a_create() {
     let Some((mut lab, boot)) = lab_with_witness().await else { return };
-    for step in ["resolve", "reserve", "provision", "boot", "ready", "finish"] {
+    for step in ["resolve", "reserve", "kernel", "provision", "boot", "ready", "finish"] {
         let point = format!("vm.create/{step}/after");
         let operation = crash(&mut lab, "vm-lifecycle", &point, &create("victim")).await;
         works_then_goes(&lab, &point, &operation, "victim").await;

@@ -88,7 +88,7 @@ async fn accepted(lab: &Lab, create: serde_json::Value) -> OperationId {
     OperationId(lab.sql.query_one(look, &[]).await.unwrap().get(0))
 }
 
-const STEPS: [&str; 6] = ["resolve", "reserve", "provision", "boot", "ready", "finish"];
+const STEPS: [&str; 7] = ["resolve", "reserve", "kernel", "provision", "boot", "ready", "finish"];
 
 #[tokio::test]
 async fn killed_at_any_point_of_a_create_it_is_finished_by_the_next() {
@@ -122,7 +122,7 @@ async fn killed_at_any_point_of_an_undo_nothing_is_left() {
     let (lab, agent) = lab_with_host().await;
     let dir = tempfile::tempdir().unwrap();
     agent.set_mood(Mood::Panics);
-    for step in ["ready", "boot", "provision", "reserve", "resolve"] {
+    for step in ["ready", "boot", "provision", "kernel", "reserve", "resolve"] {
         let point = format!("vm.create/{step}/undone");
         let mut doomed = Service::ready(&lab, Some((&point, &dir.path().join(step)))).await;
         let operation = accepted(&lab, json!({ "name": step, "image": "debian" })).await;

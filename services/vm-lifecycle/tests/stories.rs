@@ -21,7 +21,7 @@ async fn a_vm_is_created_stopped_started_restarted_and_deleted() {
     let created = lab.create("web", json!({ "memory": "512M", "disk": "4G" })).await.unwrap();
     let id = vm_of(&created);
     let steps: Vec<_> = created.steps.iter().map(|step| (step.name.as_str(), step.state.as_str())).collect();
-    let names = ["resolve", "reserve", "provision", "boot", "ready", "finish"];
+    let names = ["resolve", "reserve", "kernel", "provision", "boot", "ready", "finish"];
     assert_eq!(steps, names.map(|name| (name, "done")));
 
     let web = lab.vm("web").await;
