@@ -4,7 +4,10 @@ mod common;
 
 use common::{busybox_layout, lab_or_skip, refused};
 use serde_json::Value;
-use testkit::lab::{Lab, LabOptions};
+use testkit::{
+    lab::{Lab, LabOptions},
+    registry::Registry,
+};
 
 async fn json(lab: &Lab, args: &[&str]) -> Value {
     serde_json::from_str(&lab.must(args).await).unwrap()
@@ -52,6 +55,48 @@ async fn a_kernel_is_imported_booted_elsewhere_and_removed_when_nobody_needs_it(
     refused(&lab, &["kernel", "rm", "mine"], "failed_precondition", 5).await;
     lab.must(&["image", "kernel", "bb", "--none"]).await;
     lab.must(&["kernel", "rm", "mine"]).await;
+    for host in [&one, &two] {
+        assert_eq!(testkit::lab::entries(&lab.state_dir(host).join("kernel-objects")), Vec::<String>::new());
+    }
+    assert_eq!(lab.residue().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_takes_its_kernel_along_to_a_lab_that_has_neither() {
+    let Some(lab) = lab_or_skip(LabOptions { hosts: 2, ..LabOptions::default() }).await else { return };
+    let registry = Registry::start().await;
+    let layout = busybox_layout(&lab.scratch());
+    let (one, two) = (lab.hosts()[0].clone(), lab.hosts()[1].clone());
+    let (file, modules) = (std::env::var("WARREN_KERNEL").unwrap(), std::env::var("WARREN_KERNEL_MODULES").unwrap());
+    lab.must(&["image", "pull", &layout, "--layout", "--name", "bb", "--host", &one]).await;
+    lab.must(&["kernel", "import", "mine", &file, &modules, "--host", &two]).await;
+    let mine = json(&lab, &["kernel", "show", "mine", "-o", "json"]).await;
+    lab.must(&["image", "kernel", "bb", "mine"]).await;
+    let reference = registry.reference("warren/bb", "1");
+    lab.must(&["image", "push", "bb", &reference]).await;
+    let archive = lab.scratch().join("bb.tar").display().to_string();
+    lab.must(&["image", "export", "bb", &archive]).await;
+    lab.must(&["image", "rm", "bb"]).await;
+    lab.must(&["kernel", "rm", "mine"]).await;
+
+    let digest = mine["digest"].as_str().unwrap();
+    lab.must(&["image", "pull", &reference, "--name", "bb", "--host", &two]).await;
+    let pulled = json(&lab, &["image", "show", "bb", "-o", "json"]).await;
+    assert_eq!(pulled["kernel"]["digest"], digest);
+    let create = ["vm", "create", "web", "--image", "bb", "--memory", "128M", "--disk", "256M", "--host", &two];
+    lab.must(&create).await;
+    assert!(lab.must(&["vm", "show", "web"]).await.contains(digest));
+    let running = lab.must(&["exec", "web", "--", "uname", "-r"]).await.trim().to_owned();
+    assert_eq!(mine["release"], running);
+    lab.must(&["vm", "rm", "web"]).await;
+    lab.must(&["image", "rm", "bb"]).await;
+    lab.must(&["kernel", "rm", digest]).await;
+
+    lab.must(&["image", "import", &archive, "--host", &one]).await;
+    let imported = json(&lab, &["image", "show", "bb", "-o", "json"]).await;
+    assert_eq!((&imported["digest"], &imported["kernel"]["digest"]), (&pulled["digest"], &pulled["kernel"]["digest"]));
+    lab.must(&["image", "rm", "bb"]).await;
+    lab.must(&["kernel", "rm", digest]).await;
     for host in [&one, &two] {
         assert_eq!(testkit::lab::entries(&lab.state_dir(host).join("kernel-objects")), Vec::<String>::new());
     }
