@@ -37,7 +37,7 @@ pub fn pull(reference: &str, dir: &Path, mib: u64) -> anyhow::Result<Cost> {
         "set -e; export PATH=$PATH:/usr/sbin:/sbin
          skopeo copy -q --src-tls-verify=false docker://{reference} oci:layout:image
          umoci unpack --image layout:image bundle >umoci.log 2>&1
-         mke2fs -q -t ext4 -d bundle/rootfs rootfs.ext4 {mib}M"
+         mke2fs -q -t ext4 -d bundle/rootfs rootfs.ext4 {mib}M >mke2fs.log 2>&1"
     );
     let began = Instant::now();
     let mut command = Command::new("sh");
