@@ -190,7 +190,8 @@ async fn a_lost_directory_that_vms_build_on_is_not_replaced_by_another() {
 
 #[tokio::test]
 async fn an_image_that_lost_its_last_name_goes_in_time() {
-    let lab = Lab::start_with(|gc| gc.age = Some(Duration::from_millis(400))).await;
+    let lab = Lab::start_with(|gc| gc.age = Some(Duration::from_secs(3600))).await;
+    const LONG_AGO: &str = "update image.image set unnamed_at = unnamed_at - interval '2 hours'";
     let old = pull_on(&lab, "debian", "debian", "h1").await.unwrap();
     assert_eq!(old.unnamed_at, None);
     lab.host.push(&registry("debian"), "of today");
@@ -203,7 +204,7 @@ async fn an_image_that_lost_its_last_name_goes_in_time() {
     // While a VM uses it, it stays.
     let sql = lab.sql().await;
     insert_vm(&sql, "web", old.id).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    sql.execute(LONG_AGO, &[]).await.unwrap();
     assert_eq!(told(&lab.gc(false).await), []);
     sql.execute("delete from vm.vm", &[]).await.unwrap();
     // And while it has a name again.
@@ -213,7 +214,7 @@ async fn an_image_that_lost_its_last_name_goes_in_time() {
     assert_eq!(lab.image("kept").await.unwrap().unnamed_at, None);
     lab.call::<Tag>(json!({ "image": "debian", "name": "kept", "replace": true, "wait": true }), None).await.unwrap();
     assert_eq!(told(&lab.gc(false).await), []);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    sql.execute(LONG_AGO, &[]).await.unwrap();
     assert_eq!(told(&lab.gc(true).await), [(GcKind::Unnamed, old.id.to_string(), GcOutcome::Pending)]);
     assert_eq!(told(&lab.gc(false).await), [(GcKind::Unnamed, old.id.to_string(), GcOutcome::Mended)]);
     assert_eq!(
