@@ -36,7 +36,8 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let (state, files) = (dir.path().join("state"), dir.path().join("files"));
         fs::create_dir(&files).unwrap();
-        let images = ImageStore::open(&state, ImageOptions { limits, ..ImageOptions::default() }).unwrap();
+        let images =
+            ImageStore::open(&state, ImageOptions { limits, high_water: 100, ..ImageOptions::default() }).unwrap();
         images.take_from(Sources { bus: Some(bus.clone()), dirs: vec![files.clone()] });
         Self { images, state, files, _dir: dir }
     }

@@ -31,7 +31,7 @@ use testkit::{
 };
 
 fn store(state: &Path, limits: Limits) -> Arc<ImageStore> {
-    let images = ImageStore::open(state, ImageOptions { limits, ..ImageOptions::default() }).unwrap();
+    let images = ImageStore::open(state, ImageOptions { limits, high_water: 100, ..ImageOptions::default() }).unwrap();
     images.keep_kernels(kernels(state));
     images
 }

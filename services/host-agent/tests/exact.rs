@@ -18,7 +18,7 @@ use contract::{
     agent::{Fence, PublishRequest, StageRequest, StageStatus},
     image::ImageSource,
 };
-use host_agent::image::{ImageOptions, ImageStore, Limits};
+use host_agent::image::{ImageOptions, ImageStore};
 use tar::EntryType;
 use testkit::image::{Layer, Layout};
 
@@ -61,7 +61,7 @@ async fn both(dir: &Path, layers: Vec<Layer>) -> [BTreeMap<PathBuf, String>; 2] 
 
 /// An image staged and published as users do, found whole by the checker, and mounted.
 async fn staged(dir: &Path, layout: &Path) -> Mounted {
-    let options = ImageOptions { limits: Limits::default(), ..ImageOptions::default() };
+    let options = ImageOptions { high_water: 100, ..ImageOptions::default() };
     let images: Arc<ImageStore> = ImageStore::open(&dir.join("state"), options).unwrap();
     let fence = Fence { operation: OperationId::new(), epoch: 1 };
     let source = ImageSource::Layout { path: layout.display().to_string(), reference: None };

@@ -86,7 +86,9 @@ impl Layout<'_> {
 
 /// Stages what was written to `dir/layout`.
 async fn stage(dir: &Path, limits: Limits) -> (Arc<ImageStore>, Fence, Result<(), ApiError>) {
-    let images = ImageStore::open(&dir.join("state"), ImageOptions { limits, ..ImageOptions::default() }).unwrap();
+    let images =
+        ImageStore::open(&dir.join("state"), ImageOptions { limits, high_water: 100, ..ImageOptions::default() })
+            .unwrap();
     let fence = Fence { operation: OperationId::new(), epoch: 1 };
     let source = ImageSource::Layout { path: dir.join("layout").display().to_string(), reference: None };
     let status = images.stage(&StageRequest { fence, source: source.into(), wait_ms: 120_000 }).await.unwrap();

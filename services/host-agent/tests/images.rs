@@ -12,7 +12,7 @@ use host_agent::image::{ImageOptions, ImageStore, Limits};
 use testkit::image::{Layer, Layout, Packing};
 
 fn store(state: &Path, limits: Limits) -> Arc<ImageStore> {
-    ImageStore::open(state, ImageOptions { limits, ..ImageOptions::default() }).unwrap()
+    ImageStore::open(state, ImageOptions { limits, high_water: 100, ..ImageOptions::default() }).unwrap()
 }
 
 fn fence() -> Fence {

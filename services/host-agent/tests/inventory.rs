@@ -71,7 +71,7 @@ impl Host {
 }
 
 fn open(dir: &Path) -> Arc<ImageStore> {
-    ImageStore::open(&dir.join("state"), ImageOptions::default()).unwrap()
+    ImageStore::open(&dir.join("state"), ImageOptions { high_water: 100, ..ImageOptions::default() }).unwrap()
 }
 
 #[tokio::test]

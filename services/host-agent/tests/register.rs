@@ -43,7 +43,7 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let (state, files) = (dir.path().join("state"), dir.path().join("files"));
         fs::create_dir(&files).unwrap();
-        let options = ImageOptions { limits, ..ImageOptions::default() };
+        let options = ImageOptions { limits, high_water: 100, ..ImageOptions::default() };
         let images = ImageStore::open(&state, options).unwrap();
         images.take_from(Sources { bus, dirs: vec![files.clone()] });
         Self { images, state, files, _dir: dir }

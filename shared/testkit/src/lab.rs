@@ -87,6 +87,8 @@ impl Lab {
             ("WARREN_ACCEL".to_owned(), std::env::var("WARREN_TEST_ACCEL").unwrap_or_else(|_| "tcg".to_owned())),
             // A test's VMs ask nobody outside of it.
             ("WARREN_DNS_FORWARD".to_owned(), "none".to_owned()),
+            // How full the machine's own disk is decides nothing here.
+            ("WARREN_DISK_HIGH_WATER".to_owned(), "100".to_owned()),
         ]);
         env.insert("WARREN_GIT_CACHE".to_owned(), dir.path().join("fetched").display().to_string());
         env.extend(options.env);

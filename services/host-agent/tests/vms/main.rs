@@ -41,7 +41,7 @@ struct Host {
 }
 
 fn images(state: &Path) -> Arc<ImageStore> {
-    ImageStore::open(state, ImageOptions::default()).unwrap()
+    ImageStore::open(state, ImageOptions { high_water: 100, ..ImageOptions::default() }).unwrap()
 }
 
 impl Host {
