@@ -102,3 +102,43 @@ async fn an_image_takes_its_kernel_along_to_a_lab_that_has_neither() {
     }
     assert_eq!(lab.residue().await, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_promoted_or_registered_names_a_kernel_and_its_vms_boot_it() {
+    let Some(lab) = lab_or_skip(LabOptions::default()).await else { return };
+    let layout = busybox_layout(&lab.scratch());
+    let (file, modules) = (std::env::var("WARREN_KERNEL").unwrap(), std::env::var("WARREN_KERNEL_MODULES").unwrap());
+    lab.must(&["image", "pull", &layout, "--layout", "--name", "bb"]).await;
+    lab.must(&["kernel", "import", "mine", &file, &modules]).await;
+    let digest = json(&lab, &["kernel", "show", "mine", "-o", "json"]).await["digest"].as_str().unwrap().to_owned();
+    let create = ["vm", "create", "web", "--image", "bb", "--memory", "128M", "--disk", "128M"];
+    lab.must(&[&create[..], &["--kernel", "mine"]].concat()).await;
+    let text = lab.must(&["image", "promote", "web", "taken"]).await;
+    assert!(text.contains("its VMs boot Linux"), "{text}");
+    // Another disk, or it would be the same image.
+    lab.must(&["exec", "web", "--", "sh", "-c", "echo more > /more; sync"]).await;
+    lab.must(&["image", "promote", "web", "bare", "--kernel", "default"]).await;
+    refused(&lab, &["image", "promote", "web", "no", "--kernel", "nowhere"], "not_found", 3).await;
+    lab.must(&["vm", "rm", "web"]).await;
+    let named =
+        async |image: &str| json(&lab, &["image", "show", image, "-o", "json"]).await["kernel"]["digest"].clone();
+    assert_eq!((named("taken").await, named("bare").await), (digest.clone().into(), Value::Null));
+    refused(&lab, &["kernel", "rm", "mine"], "failed_precondition", 5).await;
+    lab.must(&["vm", "create", "copy", "--image", "taken", "--memory", "128M", "--disk", "128M"]).await;
+    assert!(lab.must(&["vm", "show", "copy"]).await.contains(&digest));
+    lab.must(&["exec", "copy", "--", "true"]).await;
+    lab.must(&["vm", "rm", "copy"]).await;
+
+    let tree = lab.scratch().join("tree");
+    std::fs::create_dir_all(tree.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", tree.join("bin/sh")).unwrap();
+    let tree = tree.display().to_string();
+    refused(&lab, &["image", "register", "no", &tree, "--kernel", "nowhere"], "not_found", 3).await;
+    lab.must(&["image", "register", "tree", &tree, "--kernel", "mine"]).await;
+    assert_eq!(named("tree").await, digest);
+    for image in ["taken", "bare", "tree", "bb"] {
+        lab.must(&["image", "rm", image]).await;
+    }
+    lab.must(&["kernel", "rm", "mine"]).await;
+    assert_eq!(lab.residue().await, Vec::<String>::new());
+}

@@ -28,7 +28,7 @@ pub use gc::{GC_ITEMS_MAX, GcCount, GcHost, GcItem, GcKind, GcOutcome, GcReport,
 pub use kernel::SetKernelRequest;
 pub use listing::{ImageList, ListRequest};
 pub use naming::{RenameRequest, TagRequest};
-pub use promote::PromoteRequest;
+pub use promote::{PromoteRequest, PromotedKernel};
 pub use pull::PullRequest;
 pub use push::PushRequest;
 pub use record::{Image, ImageRef, PREFIX_MIN};

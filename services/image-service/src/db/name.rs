@@ -114,12 +114,37 @@ impl Held<'_> {
         Ok(self.transaction.query_opt(&lock, &[&image.0]).await?.is_some())
     }
 
-    /// Lets the image, which is there, name a kernel.
+    /// Lets the image, which is there, name a kernel, or none.
     ///
     /// # Errors
     /// The database could not; the constraint [`super::image::IMAGE_KERNEL`] where there is no such kernel.
-    pub async fn boots(&self, image: ImageId, kernel: KernelId) -> Result<(), StoreError> {
-        image_set_kernel(&self.transaction, image, Some(kernel)).await
+    pub async fn boots(&self, image: ImageId, kernel: Option<KernelId>) -> Result<(), StoreError> {
+        image_set_kernel(&self.transaction, image, kernel).await
+    }
+
+    /// Lets the image, which is there, name a kernel; one that is gone by now it does not.
+    ///
+    /// # Errors
+    /// The database could not.
+    pub async fn boots_if_there(&self, image: ImageId, kernel: KernelId) -> Result<(), StoreError> {
+        let keep = self.transaction.prepare_cached("select from image.kernel where id = $1 for key share").await?;
+        match self.transaction.query_opt(&keep, &[&kernel.0]).await? {
+            Some(_) => image_set_kernel(&self.transaction, image, Some(kernel)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the image, which is there, name the kernel that another names now, or none.
+    ///
+    /// # Errors
+    /// The database could not.
+    pub async fn boots_as(&self, image: ImageId, base: ImageId) -> Result<(), StoreError> {
+        let look = self.transaction.prepare_cached("select kernel_id from image.image where id = $1").await?;
+        let row = self.transaction.query_opt(&look, &[&base.0]).await?;
+        match row.map(|row| row.try_get::<_, Option<Uuid>>(0)).transpose()?.flatten() {
+            Some(kernel) => self.boots_if_there(image, KernelId(kernel)).await,
+            None => Ok(()),
+        }
     }
 
     /// Makes the name mean the image, which is there, tells of it, and commits.

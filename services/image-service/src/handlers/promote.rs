@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use bus::RequestContext;
-use contract::{ApiError, ImageId, OperationId, deadline, image::PromoteRequest, operation::Operation, ssh_key};
+use contract::{
+    ApiError, ImageId, OperationId, deadline,
+    image::{PromoteRequest, PromotedKernel},
+    operation::Operation,
+    ssh_key,
+};
 use operations::{Kind, NewOperation, answer};
 use serde_json::json;
-use store::StoreError;
 
-use super::{App, check_timeout};
+use super::{App, check_timeout, kernel};
 use crate::kinds::{Promote, PromoteOrder, resource};
 
 /// The longest name or id of a VM that is looked for, in bytes.
@@ -23,22 +27,22 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: PromoteRequ
     }
     let (wait, timeout_ms) = (request.wait, request.timeout_ms);
     let image_id = ImageId::new();
-    let new = NewOperation {
+    let named = match &request.kernel {
+        PromotedKernel::Named(reference) => Some(reference.clone()),
+        PromotedKernel::OfVm | PromotedKernel::Default => None,
+    };
+    let id = kernel::submit_naming(&app, named.as_deref(), |kernel| NewOperation {
         id: OperationId::new(),
         kind: Promote::NAME,
         resource: resource(image_id),
         deadline: deadline::PULL,
-        request: json!(PromoteOrder { image_id, promote: request }),
+        request: json!(PromoteOrder { image_id, promote: request, kernel }),
         request_key: context.request_key,
         request_digest: context.body_digest,
         traceparent: context.traceparent,
-    };
-    let mut client = app.store.client().await?;
-    let transaction = client.transaction().await.map_err(StoreError::from)?;
-    let submitted = operations::submit(&transaction, &new).await?;
-    transaction.commit().await.map_err(StoreError::committing)?;
-    drop(client);
+    })
+    .await?;
     app.submitter.wake(Promote::NAME).await;
-    let operation = operations::get(&app.store, submitted.id()).await?;
+    let operation = operations::get(&app.store, id).await?;
     answer(&app.submitter, operation, wait, timeout_ms).await
 }

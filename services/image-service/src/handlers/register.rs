@@ -6,11 +6,9 @@ use bus::RequestContext;
 use contract::{ApiError, ImageId, OperationId, deadline, image::RegisterRequest, operation::Operation};
 use operations::{Kind, NewOperation, answer};
 use serde_json::json;
-use store::StoreError;
 
 use super::{App, check_timeout, kernel};
 use crate::{
-    db::kernel::lookup::kernel_find,
     domain::file,
     kinds::{Register, RegisterOrder, resource},
 };
@@ -21,15 +19,9 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: RegisterReq
     file::check_config(&request.config)?;
     check_timeout(request.timeout_ms)?;
     let (wait, timeout_ms) = (request.wait, request.timeout_ms);
-    let kernel = match &request.kernel {
-        None => None,
-        Some(reference) => {
-            let found = kernel_find(&app.store.client().await?, reference).await?;
-            Some(found.ok_or_else(|| kernel::not_found(reference))?.kernel.id)
-        }
-    };
     let image_id = ImageId::new();
-    let new = NewOperation {
+    let named = request.kernel.clone();
+    let id = kernel::submit_naming(&app, named.as_deref(), |kernel| NewOperation {
         id: OperationId::new(),
         kind: Register::NAME,
         resource: resource(image_id),
@@ -38,13 +30,9 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: RegisterReq
         request_key: context.request_key,
         request_digest: context.body_digest,
         traceparent: context.traceparent,
-    };
-    let mut client = app.store.client().await?;
-    let transaction = client.transaction().await.map_err(StoreError::from)?;
-    let submitted = operations::submit(&transaction, &new).await?;
-    transaction.commit().await.map_err(StoreError::committing)?;
-    drop(client);
+    })
+    .await?;
     app.submitter.wake(Register::NAME).await;
-    let operation = operations::get(&app.store, submitted.id()).await?;
+    let operation = operations::get(&app.store, id).await?;
     answer(&app.submitter, operation, wait, timeout_ms).await
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     agent,
     place::{Place, Placed},
-    publish::{Made, Makes, Publish, Turns, host_of},
+    publish::{Made, Makes, Naming, Publish, Turns, host_of},
 };
 
 /// What is asked for: which file becomes which image.
@@ -68,7 +68,8 @@ impl Order for RegisterOrder {
 
     fn made(&self) -> Made<'_> {
         let RegisterRequest { name, source, replace, .. } = &self.register;
-        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, kernel: self.kernel }
+        let kernel = self.kernel.map_or(Naming::Untold, |kernel| Naming::Asked(Some(kernel)));
+        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, kernel }
     }
 
     fn wanted(&self) -> Option<&HostId> {
@@ -94,7 +95,7 @@ impl Order for ArchiveOrder {
 
     fn made(&self) -> Made<'_> {
         let ImportRequest { name, source, replace, .. } = &self.import;
-        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, kernel: None }
+        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, kernel: Naming::Untold }
     }
 
     fn wanted(&self) -> Option<&HostId> {

@@ -35,7 +35,7 @@ pub use kernel::{
 pub use name::{Rename, RenameOrder, Tag, TagOrder};
 pub use place::{Place, Placed};
 pub use promote::{Promote, PromoteOrder};
-pub use publish::{Made, Makes, Publish, Turns, host_of};
+pub use publish::{Made, Makes, Naming, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
 pub use push::{Push, PushOrder};
 

@@ -7,9 +7,9 @@ use std::{
 
 use async_trait::async_trait;
 use contract::{
-    ApiError, HostId, ImageId, VmId,
-    agent::{StageSource, StagedImage},
-    image::{Image, PromoteRequest},
+    ApiError, HostId, ImageId, KernelId, KernelName, VmId,
+    agent::{StageSource, StagedImage, VmKernel},
+    image::{Image, PromoteRequest, PromotedKernel},
     vm::{self, Vm, VmRef, VmState},
 };
 use operations::{Context, Kind, Step, StepError};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     agent, name_taken,
-    publish::{Made, Makes, Publish, Turns, host_of},
+    publish::{Made, Makes, Naming, Publish, Turns, host_of},
 };
 use crate::db::image::image_named;
 
@@ -41,6 +41,9 @@ pub struct PromoteOrder {
     pub image_id: ImageId,
     /// What was asked for.
     pub promote: PromoteRequest,
+    /// The kernel that was named, which was there when this was asked for.
+    #[serde(default)]
+    pub kernel: Option<KernelId>,
 }
 
 /// What the steps found out.
@@ -51,6 +54,12 @@ pub struct Journal {
     /// The VM's other disks, which no image has.
     #[serde(default)]
     left_out: Vec<String>,
+    /// The kernel of the lab's that the VM boots.
+    #[serde(default)]
+    kernel: Option<VmKernel>,
+    /// One that is its host's alone, which no image can name.
+    #[serde(default)]
+    host_kernel: Option<KernelName>,
     staged: Option<StagedImage>,
     image: Option<Image>,
 }
@@ -64,9 +73,18 @@ impl Kind for Promote {
         vec![Box::new(Find), Box::new(Stage), Box::new(Publish)]
     }
 
-    fn result(&self, _: &PromoteOrder, journal: &Journal) -> Value {
-        json!({ "image": journal.image, "left_out": journal.left_out })
+    fn result(&self, order: &PromoteOrder, journal: &Journal) -> Value {
+        let left = order.promote.kernel.is_of_vm().then(|| kernel_left_out(journal)).flatten();
+        json!({ "image": journal.image, "left_out": journal.left_out, "kernel_left_out": left })
     }
+}
+
+/// What the VM boots and the image does not name: a kernel of its host's alone, one that was removed meanwhile, or another than the one that an
+/// image names which was here already.
+fn kernel_left_out(journal: &Journal) -> Option<String> {
+    let named = journal.image.as_ref().and_then(|image| image.kernel.as_ref()).map(|kernel| kernel.id);
+    let unnamed = journal.kernel.as_ref().filter(|kernel| Some(kernel.id) != named);
+    unnamed.map(|kernel| kernel.release.clone()).or_else(|| journal.host_kernel.as_ref().map(ToString::to_string))
 }
 
 impl Makes for Promote {
@@ -81,8 +99,15 @@ impl Makes for Promote {
             name: &promote.name,
             source: format!("vm {}", promote.vm),
             replace: promote.replace,
-            kernel: None,
+            kernel: match promote.kernel {
+                PromotedKernel::OfVm => Naming::Untold,
+                PromotedKernel::Default | PromotedKernel::Named(_) => Naming::Asked(order.kernel),
+            },
         }
+    }
+
+    fn inherits(journal: &Journal) -> Option<KernelId> {
+        journal.kernel.as_ref().map(|kernel| kernel.id)
     }
 
     fn host(journal: &Journal) -> Option<&HostId> {
@@ -139,6 +164,8 @@ impl Step<Promote> for Find {
             }
         }
         journal.left_out = vm.features.disks.iter().map(|disk| disk.name.to_string()).collect();
+        journal.host_kernel = vm.features.kernel.filter(|_| vm.booted.is_none());
+        journal.kernel = vm.booted;
         (journal.vm, journal.host) = (Some(vm.id), Some(vm.host));
         Ok(())
     }

@@ -48,7 +48,18 @@ pub struct Made<'a> {
     /// Whether the name is taken from the image that has it.
     pub replace: bool,
     /// The kernel it is to name.
-    pub kernel: Option<KernelId>,
+    pub kernel: Naming,
+}
+
+/// The **kernel** an image is to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// What came along with it, if anything did.
+    Untold,
+    /// This one or none, also where the image was here already.
+    Asked(Option<KernelId>),
+    /// That of what the image was made of, unless the image was here already or the kernel is gone by now.
+    Inherited(KernelId),
 }
 
 /// A kind of operation that makes an image: an earlier step of it has a host stage the image under the operation's id.
@@ -64,6 +75,11 @@ pub trait Makes: Kind {
 
     /// What that host staged, once it has.
     fn staged(journal: &Self::Journal) -> Option<&StagedImage>;
+
+    /// The kernel that what the image was made of boots.
+    fn inherits(_: &Self::Journal) -> Option<KernelId> {
+        None
+    }
 
     /// Whether a kernel may have come along, which an undo then takes back.
     fn brings_kernel(journal: &Self::Journal) -> bool {
@@ -102,7 +118,10 @@ impl<K: Makes> Step<K> for Publish {
         request: &K::Request,
         journal: &mut K::Journal,
     ) -> Result<(), StepError> {
-        let (made, host) = (K::made(request), host_of::<K>(journal)?);
+        let (mut made, host) = (K::made(request), host_of::<K>(journal)?);
+        if let (Naming::Untold, Some(kernel)) = (made.kernel, K::inherits(journal)) {
+            made.kernel = Naming::Inherited(kernel);
+        }
         let staged = K::staged(journal)
             .ok_or_else(|| StepError::permanent(ApiError::internal(format!("this {} has staged nothing", K::NAME))))?;
         let image = {
@@ -171,8 +190,10 @@ async fn publish<K: Makes>(
     }
     check_holder(&held, made, &staged.digest).await?;
     let image = held.image(made.id, &made.source, staged).await?;
-    if let Some(kernel) = made.kernel {
-        held.boots(image, kernel).await.map_err(no_kernel)?;
+    match made.kernel {
+        Naming::Asked(kernel) => held.boots(image, kernel).await.map_err(no_kernel)?,
+        Naming::Inherited(kernel) if image == made.id => held.boots_if_there(image, kernel).await?,
+        Naming::Inherited(_) | Naming::Untold => {}
     }
     settle::<K>(cx, &held, image, &staged.digest, host).await?;
     // An image that was here goes on naming the kernel it names, or none.

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     agent, name_taken,
     place::{Place, Placed},
-    publish::{Made, Makes, Publish, Turns, attach, host_of},
+    publish::{Made, Makes, Naming, Publish, Turns, attach, host_of},
 };
 use crate::db::image::{image_named, image_of_digest};
 
@@ -90,7 +90,7 @@ impl Makes for Pull {
             name: &pull.name,
             source: pull.source.to_string(),
             replace: pull.if_newer,
-            kernel: None,
+            kernel: Naming::Untold,
         }
     }
 

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use testkit::wait_until;
 
 use crate::{
+    fake_kernels::FakeKernels,
     fake_vms::{FakeVms, archive, inline},
     lab::{BOUND, Lab, count, image_of, registry},
 };
@@ -354,4 +355,24 @@ async fn what_cannot_be_built_is_refused_at_once() {
         count(&builder.lab.sql().await, "select count(*) from operations.operation where kind = 'image.build'").await,
         0
     );
+}
+
+#[tokio::test]
+async fn the_kernel_of_the_base_goes_on_to_what_is_built_of_it() {
+    let builder = Builder::start().await;
+    let lab = &builder.lab;
+    FakeKernels::default().add(&lab.bus, "h1").await;
+    let import = json!({ "source": { "path": "/srv/6.1" }, "name": "mine", "wait": true });
+    lab.call::<contract::kernel::Import>(import, None).await.unwrap();
+    lab.call::<contract::image::SetKernel>(json!({ "image": "debian", "kernel": "mine" }), None).await.unwrap();
+    let mine = lab.image("debian").await.unwrap().kernel;
+    assert!(mine.is_some());
+    let steps = json!([{ "script": "say one" }, { "script": "say two" }]);
+    assert_eq!(built(&builder.build("web", steps.clone()).await.unwrap()).image.kernel, mine);
+    // What is known already goes on naming what it names.
+    lab.call::<contract::image::SetKernel>(json!({ "image": "debian" }), None).await.unwrap();
+    let known = built(&builder.build("known", steps).await.unwrap());
+    assert_eq!((known.ran, known.image.kernel), (0, mine));
+    let bare = built(&builder.build("bare", json!([{ "script": "say three" }])).await.unwrap());
+    assert_eq!(bare.image.kernel, None);
 }

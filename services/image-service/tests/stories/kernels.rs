@@ -164,13 +164,19 @@ async fn a_registered_image_names_its_kernel_from_its_first_moment() {
     let other = kernels.imported("/srv/6.2", "newer").await;
     let again = image_of(&register("again", "newer").await.unwrap());
     assert_eq!((again.id, again.kernel.map(|named| named.id)), (image.id, Some(other.id)));
-    for name in ["web", "again"] {
+    // A request that comes again is answered as the first time, also when all it names is gone.
+    let request = json!({ "source": { "path": "/srv/other.ext4" }, "name": "once", "kernel": "newer", "wait": true });
+    let first = lab.call::<Register>(request.clone(), Some("a-key")).await.unwrap();
+    for name in ["web", "again", "once"] {
         lab.delete(name).await.unwrap();
     }
     for name in ["stable", "newer"] {
         kernels.delete(name).await.unwrap();
     }
+    assert_eq!(lab.call::<Register>(request.clone(), Some("a-key")).await.unwrap().id, first.id);
+    assert_eq!(lab.call::<Register>(request, Some("b-key")).await.unwrap_err().code, ErrorCode::NotFound);
     kernels.assert_nothing_left().await;
+    lab.assert_nothing_left().await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use testkit::wait_until;
 
 use crate::{
     fake_host::digest,
+    kernels::Kernels,
     lab::{BOUND, Lab, registry},
 };
 
@@ -103,5 +104,55 @@ async fn a_promotion_is_adopted_by_the_next_service_and_a_cancelled_one_leaves_n
     assert_eq!(lab.ended(cancelled).await.state, OperationState::Cancelled);
     lab.delete("web-image").await.unwrap();
     lab.delete("debian").await.unwrap();
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_promoted_image_names_the_kernel_its_vm_boots_or_the_one_it_is_told() {
+    let kernels = Kernels::start().await;
+    let lab = &kernels.lab;
+    let (mine, other) = (kernels.imported("/srv/6.1", "mine").await, kernels.imported("/srv/6.2", "other").await);
+    let boots = json!({ "booted": { "id": mine.id, "digest": mine.digest, "release": mine.release } });
+    let promoted = async |more: Value| {
+        let done = promote(lab, more).await.unwrap();
+        let result = done.result.unwrap();
+        let image: Image = serde_json::from_value(result["image"].clone()).unwrap();
+        (image, result["kernel_left_out"].clone())
+    };
+    lab.registry.put_vm("web", VmState::Stopped, boots.clone());
+    let (first, left) = promoted(json!({})).await;
+    assert_eq!((first.kernel.as_ref().map(|kernel| kernel.id), left), (Some(mine.id), Value::Null));
+    assert!(kernels.delete("mine").await.unwrap_err().message.contains("images: web-image"));
+    // The same disk again is the same image: it names another only where that was asked for.
+    let named = async |more: Value| promoted(more).await.0.kernel.map(|kernel| kernel.id);
+    assert_eq!(named(json!({ "replace": true, "kernel": { "named": "other" } })).await, Some(other.id));
+    let (again, left) = promoted(json!({ "replace": true })).await;
+    assert_eq!((again.id, again.kernel.unwrap().id, left), (first.id, other.id, json!(mine.release)));
+    assert_eq!(named(json!({ "replace": true, "kernel": "default" })).await, None);
+
+    // A VM that boots what its host was configured with, and one that boots what only its host has.
+    lab.registry.put_vm("web", VmState::Stopped, json!({}));
+    let (bare, left) = promoted(json!({ "name": "bare" })).await;
+    assert_eq!((bare.kernel, left), (None, Value::Null));
+    lab.registry.put_vm("web", VmState::Stopped, json!({ "kernel": "of-a-directory" }));
+    let (local, left) = promoted(json!({ "name": "local" })).await;
+    assert_eq!((local.kernel, left), (None, json!("of-a-directory")));
+
+    // The VM went while it was promoted, and its kernel with it: the work is not lost.
+    let vm = lab.registry.put_vm("web", VmState::Stopped, boots);
+    lab.host.block(&source(vm));
+    let slow = promote(lab, json!({ "wait": false, "name": "slow" })).await.unwrap().id;
+    wait_until("the staging", BOUND, async || lab.host.staging().contains(&slow).then_some(())).await;
+    kernels.delete("mine").await.unwrap();
+    lab.host.release(&source(vm));
+    let result = lab.ended(slow).await.result.unwrap();
+    assert_eq!((&result["image"]["kernel"], &result["kernel_left_out"]), (&Value::Null, &json!(mine.release)));
+    let error = promote(lab, json!({ "name": "no", "kernel": { "named": "mine" } })).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotFound);
+    for image in ["web-image", "bare", "local", "slow"] {
+        lab.delete(image).await.unwrap();
+    }
+    kernels.delete("other").await.unwrap();
+    kernels.assert_nothing_left().await;
     lab.assert_nothing_left().await;
 }

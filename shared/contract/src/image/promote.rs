@@ -23,10 +23,33 @@ pub struct PromoteRequest {
     /// OpenSSH public keys that may log in as root of every VM of the image (`/root/.ssh/authorized_keys`), beside those that may already.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ssh_keys: Vec<String>,
+    /// The kernel its VMs boot, unless they ask for another.
+    #[serde(default, skip_serializing_if = "PromotedKernel::is_of_vm")]
+    pub kernel: PromotedKernel,
     /// Hold the reply until it has ended.
     #[serde(default)]
     pub wait: bool,
     /// How long to hold it, in milliseconds.
     #[serde(default = "default_wait_ms")]
     pub timeout_ms: u64,
+}
+
+/// The **kernel** a promoted image names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PromotedKernel {
+    /// The one of the lab's that the VM boots, if it boots one. An image that was here already goes on naming what it names.
+    #[default]
+    OfVm,
+    /// None: the lab's default is booted, or the host's own.
+    Default,
+    /// This one: its name, id or digest, or how one of these two begins.
+    Named(String),
+}
+
+impl PromotedKernel {
+    /// Whether nothing was said.
+    pub fn is_of_vm(&self) -> bool {
+        *self == Self::OfVm
+    }
 }

@@ -22,6 +22,9 @@ pub struct PromoteArgs {
     /// Let the owner of this OpenSSH public key log in as root of every VM of the image (repeatable)
     #[arg(long, value_name = "FILE")]
     pub ssh_key: Vec<PathBuf>,
+    /// The kernel its VMs boot, unless they ask for another (see `warren kernel ls`), instead of the one the VM boots; `default`: it names none
+    #[arg(long, value_name = "NAME|default")]
+    pub kernel: Option<String>,
     /// Whether to wait.
     #[command(flatten)]
     pub waiting: Waiting,

@@ -25,7 +25,7 @@ pub use step::BuildStep;
 
 use super::{
     name_taken,
-    publish::{Made, Turns, attach},
+    publish::{Made, Naming, Turns, attach},
 };
 use crate::{
     db::{
@@ -169,8 +169,13 @@ impl Step<Build> for Name {
         let missing = || StepError::permanent(ApiError::internal("the journal of this build names no image"));
         let last = journal.last.as_ref().ok_or_else(missing)?;
         let request = &order.build;
-        let made =
-            Made { id: last.image, name: &request.name, source: String::new(), replace: request.replace, kernel: None };
+        let made = Made {
+            id: last.image,
+            name: &request.name,
+            source: String::new(),
+            replace: request.replace,
+            kernel: Naming::Untold,
+        };
         let named = attach(cx, &kind.turns, &made, last.image, None).await.map_err(|mut failure| {
             if failure.error.code == ErrorCode::AlreadyExists {
                 failure.error = taken(&request.name, None);

@@ -278,6 +278,9 @@ impl Step<BuildStep> for Keep {
             let own = held.holder.is_none();
             let source = format!("build of {} from {}", order.name, order.base.digest);
             let image = held.image(order.image_id, &source, staged).await?;
+            if image == order.image_id {
+                held.boots_as(image, order.base.image).await?;
+            }
             settle::<BuildStep>(cx, &held, image, &staged.digest, host).await?;
             held.remember(&order.key, image, own.then_some(&name)).await?.ok_or_else(lost)?
         };
