@@ -177,7 +177,8 @@ impl KernelObjects {
         staged.or_else(published).map(|record| record.kernel)
     }
 
-    /// Makes a staged kernel visible under its id; a repeat finds it there.
+    /// Makes a staged kernel visible under its id; a repeat finds it there. Where another operation brought the same kernel, that one is taken, and
+    /// what this one staged stays until it is discarded: should the other be taken back, there is something to publish still.
     ///
     /// # Errors
     /// `failed_precondition` when nothing whole is staged.
@@ -198,19 +199,16 @@ impl KernelObjects {
             ApiError::failed_precondition(format!("no kernel is staged for the operation {operation}"))
         })?;
         let storage = |error: io::Error| storage_error(&published, &error);
-        match there {
-            // Left whole by a publication that did not come to its end.
-            Some(there) if there.kernel.digest == record.kernel.digest => {
-                files::remove_dir(&staged).map_err(storage)?
-            }
-            _ => {
-                // What is there is not whole, or not this kernel: no VM was given it.
-                files::remove_dir(&published).map_err(storage)?;
-                fs::rename(&staged, &published).map_err(storage)?;
-                runtime::fault::point("agent/kernel.publish/renamed");
-                files::sync_parent(&published).map_err(storage)?;
-            }
+        // Of a publication that did not come to its end, or of another operation's that brings the same.
+        let same = there.is_some_and(|there| there.kernel.digest == record.kernel.digest);
+        if same && hashed(&published, &record.kernel).is_ok_and(|digest| digest == record.kernel.digest) {
+            return Ok(record.kernel);
         }
+        // What is there is not whole, or not this kernel: no VM can boot it.
+        files::remove_dir(&published).map_err(storage)?;
+        fs::rename(&staged, &published).map_err(storage)?;
+        runtime::fault::point("agent/kernel.publish/renamed");
+        files::sync_parent(&published).map_err(storage)?;
         Ok(record.kernel)
     }
 
@@ -371,6 +369,15 @@ impl Write for Leashed<'_> {
 fn missing(kernel: KernelId) -> ApiError {
     ApiError::failed_precondition(format!("the kernel {kernel} is not on this host"))
         .hint("`warren kernel show` tells which hosts have it; importing it again brings it back")
+}
+
+/// The digest of the files that stand in a directory. Blocking; the files of one kernel are read in less than a second.
+fn hashed(dir: &Path, kernel: &StagedKernel) -> io::Result<String> {
+    let modules_dir = dir.join(MODULES);
+    let modules = if modules_dir.is_dir() { identity::files_below(&modules_dir)? } else { Vec::new() };
+    let modules = modules.iter().map(String::as_str);
+    let (digest, _) = identity::of(&kernel.release, ARCHITECTURE, &dir.join(IMAGE), &modules_dir, modules)?;
+    Ok(digest)
 }
 
 fn read_record(dir: &Path) -> Option<Record> {

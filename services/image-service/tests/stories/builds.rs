@@ -361,7 +361,8 @@ async fn what_cannot_be_built_is_refused_at_once() {
 async fn the_kernel_of_the_base_goes_on_to_what_is_built_of_it() {
     let builder = Builder::start().await;
     let lab = &builder.lab;
-    FakeKernels::default().add(&lab.bus, "h1").await;
+    let kernels = FakeKernels::default();
+    kernels.add(&lab.bus, "h1").await;
     let import = json!({ "source": { "path": "/srv/6.1" }, "name": "mine", "wait": true });
     lab.call::<contract::kernel::Import>(import, None).await.unwrap();
     lab.call::<contract::image::SetKernel>(json!({ "image": "debian", "kernel": "mine" }), None).await.unwrap();

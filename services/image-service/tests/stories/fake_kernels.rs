@@ -21,7 +21,8 @@ use crate::fake_host::digest;
 struct State {
     away: BTreeSet<HostId>,
     staging: BTreeMap<(HostId, OperationId), StagedKernel>,
-    kernels: BTreeMap<(HostId, KernelId), StagedKernel>,
+    /// And who brought each.
+    kernels: BTreeMap<(HostId, KernelId), (OperationId, StagedKernel)>,
     /// What is sent on streams.
     sent: BTreeMap<SessionId, StagedKernel>,
     /// How many streams break before one comes whole.
@@ -79,11 +80,18 @@ impl FakeKernels {
             Ok(StageKernelStatus::Done { kernel: staged })
         });
         command!(KernelPublish, |state, host, request| {
-            if let Some(staged) = state.staging.remove(&(host.clone(), request.fence.operation)) {
-                state.kernels.insert((host.clone(), request.kernel), staged);
+            let (operation, place) = (request.fence.operation, (host.clone(), request.kernel));
+            let there = state.kernels.get(&place).cloned();
+            if let Some((_, there)) = there.as_ref().filter(|(by, _)| *by == operation) {
+                return Ok(there.clone());
             }
-            let published = state.kernels.get(&(host, request.kernel)).cloned();
-            published.ok_or_else(|| ApiError::failed_precondition("nothing is staged"))
+            let staged = state.staging.get(&(host.clone(), operation)).cloned();
+            let staged = staged.ok_or_else(|| ApiError::failed_precondition("nothing is staged"))?;
+            if there.is_none_or(|(_, there)| there.digest != staged.digest) {
+                state.staging.remove(&(host, operation));
+                state.kernels.insert(place, (operation, staged.clone()));
+            }
+            Ok(staged)
         });
         command!(KernelDiscard, |state, host, request| {
             state.staging.remove(&(host, request.fence.operation));
@@ -94,7 +102,7 @@ impl FakeKernels {
             Ok(Empty {})
         });
         command!(KernelSend, |state, host, request| {
-            let sent = state.kernels.get(&(host, request.kernel)).cloned();
+            let sent = state.kernels.get(&(host, request.kernel)).map(|(_, kernel)| kernel.clone());
             let sent = sent.ok_or_else(|| ApiError::failed_precondition("it is not here"))?;
             state.sent.insert(request.session, sent);
             Ok(Empty {})

@@ -1,18 +1,16 @@
 //! Kernels' lives: imported, named, brought to other hosts, chosen, refused to go while used, and gone.
 
 use contract::{
-    ErrorCode, OperationId,
+    ErrorCode,
     host::HostState,
     image::{Register, SetKernel},
     kernel::{Choice, Choose, Delete, Get, Import, Kernel, List, Place, SetDefault},
     operation::{Operation, OperationState},
 };
-use futures::{StreamExt, stream};
 use serde_json::json;
-use testkit::{Postgres, wait_until};
+use testkit::wait_until;
 
 use crate::{
-    crashes::Crash,
     deletes::insert_vm,
     fake_kernels::FakeKernels,
     lab::{BOUND, Lab, count, image_of, registry},
@@ -38,7 +36,7 @@ impl Kernels {
         Self { lab, hosts }
     }
 
-    async fn import(&self, path: &str, name: &str) -> Result<Operation, contract::ApiError> {
+    pub async fn import(&self, path: &str, name: &str) -> Result<Operation, contract::ApiError> {
         self.lab.call::<Import>(json!({ "source": { "path": path }, "name": name, "wait": true }), None).await
     }
 
@@ -54,7 +52,7 @@ impl Kernels {
         self.lab.call::<Delete>(json!({ "kernel": kernel, "wait": true }), None).await
     }
 
-    async fn place(&self, kernel: &Kernel, host: &str) -> Result<Operation, contract::ApiError> {
+    pub async fn place(&self, kernel: &Kernel, host: &str) -> Result<Operation, contract::ApiError> {
         self.lab.call::<Place>(json!({ "kernel": kernel.id, "host": host, "wait": true }), None).await
     }
 
@@ -70,7 +68,7 @@ impl Kernels {
     }
 }
 
-fn kernel_of(operation: &Operation) -> Kernel {
+pub fn kernel_of(operation: &Operation) -> Kernel {
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
     serde_json::from_value(operation.result.clone().unwrap()).unwrap()
 }
@@ -229,50 +227,4 @@ async fn a_host_that_lacks_a_kernel_is_sent_it_and_a_delete_reaches_all() {
     wait_until("nothing owed", BOUND, async || (count(&sql, owed).await == 0).then_some(())).await;
     assert_eq!(kernels.place(&kernel, "h2").await.unwrap_err().code, ErrorCode::NotFound);
     kernels.assert_nothing_left().await;
-}
-
-const IMPORT_POINTS: [&str; 8] = [
-    "kernel.import/place/before",
-    "kernel.import/place/recorded",
-    "kernel.import/stage/before",
-    "kernel.import/stage/after",
-    "kernel.import/stage/recorded",
-    "kernel.import/publish/before",
-    "kernel.import/publish/renamed",
-    "kernel.import/publish/after",
-];
-
-async fn import_of(crash: &Crash) -> OperationId {
-    let request = json!({ "source": { "path": "/srv/6.1" }, "name": "stable" });
-    crash.accepted::<Import>("kernel.import", request).await
-}
-
-#[tokio::test]
-async fn an_import_killed_at_each_step_ends_well_or_cancelled_leaves_nothing() {
-    let postgres = &Postgres::start().await;
-    let story = |(point, cancelled): (&'static str, bool)| async move {
-        let crash = Crash::of_story(postgres, point, if cancelled { "_cancelled" } else { "" }).await;
-        let hosts = FakeKernels::default();
-        hosts.add(&crash.lab.bus, "h1").await;
-        let child = crash.start().await;
-        let id = import_of(&crash).await;
-        crash.died(child).await;
-        if cancelled {
-            crash.cancel_requested(id).await;
-        }
-        let _child = crash.start().await;
-        let ended = crash.lab.ended(id).await;
-        let kernels = Kernels { lab: crash.lab, hosts };
-        if cancelled {
-            assert_eq!(ended.state, OperationState::Cancelled, "{point}: {ended:?}");
-        } else {
-            let kernel = kernel_of(&ended);
-            assert_eq!(kernels.get("stable").await.unwrap(), kernel, "{point}");
-            assert_eq!(kernels.hosts.published(), [("h1".to_owned(), kernel.id)], "{point}");
-            kernels.delete("stable").await.unwrap();
-        }
-        kernels.assert_nothing_left().await;
-    };
-    let stories = IMPORT_POINTS.into_iter().flat_map(|point| [(point, false), (point, true)]);
-    stream::iter(stories).map(story).buffer_unordered(4).collect::<Vec<()>>().await;
 }

@@ -11,6 +11,7 @@ mod fake_kernels;
 mod fake_vms;
 mod gc;
 mod gc_races;
+mod kernel_crashes;
 mod kernels;
 mod lab;
 mod names;

@@ -48,9 +48,30 @@ pub async fn kernel_keep(
     kernel: KernelId,
     fence: Fence,
 ) -> Result<Option<Placing<'_>>, StoreError> {
+    hold(client, kernel, fence, "for key share").await
+}
+
+/// As [`kernel_keep`], alone: nobody gives any host the kernel meanwhile, and who was about to waits.
+///
+/// # Errors
+/// The database could not.
+pub async fn kernel_keep_alone(
+    client: &mut Client,
+    kernel: KernelId,
+    fence: Fence,
+) -> Result<Option<Placing<'_>>, StoreError> {
+    hold(client, kernel, fence, "for update").await
+}
+
+async fn hold<'a>(
+    client: &'a mut Client,
+    kernel: KernelId,
+    fence: Fence,
+    lock: &str,
+) -> Result<Option<Placing<'a>>, StoreError> {
     let transaction = client.transaction().await?;
     transaction.batch_execute(&format!("set local idle_in_transaction_session_timeout = '{IDLE_MAX}'")).await?;
-    let lock = transaction.prepare_cached("select from image.kernel where id = $1 for key share").await?;
+    let lock = transaction.prepare_cached(&format!("select from image.kernel where id = $1 {lock}")).await?;
     let there = transaction.query_opt(&lock, &[&kernel.0]).await?.is_some();
     Ok(there.then_some(Placing { transaction, kernel, fence }))
 }

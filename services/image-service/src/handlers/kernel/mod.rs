@@ -41,7 +41,7 @@ pub(super) fn not_found(reference: &str) -> ApiError {
 pub(super) async fn submit_naming(
     app: &App,
     reference: Option<&str>,
-    order: impl FnOnce(Option<KernelId>) -> NewOperation,
+    order: impl FnOnce(Option<KernelId>) -> NewOperation<'static>,
 ) -> Result<OperationId, ApiError> {
     let mut client = app.store.client().await?;
     let transaction = client.transaction().await.map_err(StoreError::from)?;

@@ -191,6 +191,10 @@ async fn publish(cx: &Context, order: &ImportOrder, host: &HostId, staged: &Stag
         runtime::fault::point("kernel.import/publish/renamed");
         held.replicate(kernel, host).await?;
     }
+    if kernel != id {
+        // An earlier try may have brought the files to a place that is not theirs any more, as somebody else was faster.
+        agent::remove(cx, host, id).await?;
+    }
     held.point(kernel).await?.ok_or_else(|| StepError::retry(claim_lost()))
 }
 

@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 
 use super::{agent, gone};
 use crate::{
-    db::kernel::{lookup::kernel_get, replica::kernel_keep},
+    db::kernel::{
+        lookup::kernel_get,
+        replica::{kernel_keep, kernel_keep_alone},
+    },
     kinds::publish::{Turns, claim_lost},
 };
 
@@ -156,12 +159,17 @@ impl Step<KernelPlace> for Publish {
                 }
             }
         }
+        // There is one where the kernel had come by another way meanwhile. What cannot be removed now goes when it is old.
+        if let Err(error) = agent::discard(cx, &order.host).await {
+            tracing::warn!(host.id = %order.host, %error, "a staging is left");
+        }
         tracing::info!(kernel.id = %order.kernel_id, host.id = %order.host, "a host has another kernel");
         journal.kernel = Some(kernel(cx, order).await?);
         Ok(())
     }
 
-    /// A kernel that is there does no harm, and somebody may use it by now; one without its row is removed.
+    /// A kernel that is there does no harm, and somebody may use it by now; one without its row is removed, while nobody else is about to take it
+    /// for its own.
     async fn undo(
         &self,
         cx: &Context,
@@ -171,7 +179,7 @@ impl Step<KernelPlace> for Publish {
     ) -> Result<(), StepError> {
         agent::discard(cx, &order.host).await?;
         let mut client = cx.store().client().await?;
-        let placing = kernel_keep(&mut client, order.kernel_id, cx.fence()).await?;
+        let placing = kernel_keep_alone(&mut client, order.kernel_id, cx.fence()).await?;
         let there = match &placing {
             Some(placing) => placing.there(&order.host).await?,
             None => false,
