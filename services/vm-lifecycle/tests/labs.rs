@@ -339,7 +339,7 @@ async fn a_missing_image_is_pulled_once_for_all() {
     let operation = begun(&lab, request).await;
     let pull = wait_until("the pull", BOUND, async || lab.images.pulls().get(1).map(|(_, id)| *id)).await;
     lab.images.put_from(&lab.sql, "app-1", "r.example:5000/app:1", &["h1"]).await;
-    end_pull(&lab.sql, pull, None).await;
+    end_pull(&lab.sql, pull, Ok(lab.images.image("app-1"))).await;
     assert_eq!(lab.ended(operation.id).await.state, OperationState::Succeeded);
     assert_eq!(lab.images.pulls().len(), 2);
     assert_eq!((lab.vm("a").await.image_name.as_str(), agent.vms().len()), ("app-1", 3));

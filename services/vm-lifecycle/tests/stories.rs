@@ -214,14 +214,27 @@ async fn a_registry_reference_is_pulled_once_and_then_known() {
     assert_eq!((pull.name.as_str(), pull.source.to_string().as_str()), ("alpine-3.20", reference));
     assert_eq!(lab.ended_in(first.id, "resolve").await, "resolve");
     lab.images.put_from(&lab.sql, "alpine-3.20", reference, &["h1"]).await;
-    end_pull(&lab.sql, id, None).await;
+    end_pull(&lab.sql, id, Ok(lab.images.image("alpine-3.20"))).await;
     assert_eq!(lab.ended(first.id).await.state, OperationState::Succeeded);
     lab.create("two", json!({ "image": reference })).await.unwrap();
     assert_eq!(lab.images.pulls().len(), 1);
-    // The same name, another registry: not the same image.
-    let other = lab.create("three", json!({ "image": "localhost:5001/alpine:3.20" })).await.unwrap_err();
-    assert_eq!(other.code, ErrorCode::FailedPrecondition);
-    assert!(other.message.contains(reference), "{}", other.message);
+    // The same name, another registry: the pull tells whether that is the same image.
+    for (vm, same) in [("three", true), ("four", false)] {
+        let create = json!({ "name": vm, "image": "localhost:5001/alpine:3.20" });
+        let operation = lab.call::<vm::Create>(create, None).await.unwrap();
+        let pulls = if same { 2 } else { 3 };
+        let (_, id) = wait_until("the pull", BOUND, async || lab.images.pulls().get(pulls - 1).cloned()).await;
+        let end = if same { Ok(lab.images.image("alpine-3.20")) } else { Err(ApiError::already_exists("it is taken")) };
+        end_pull(&lab.sql, id, end).await;
+        let ended = lab.ended(operation.id).await;
+        if same {
+            assert_eq!(ended.state, OperationState::Succeeded);
+        } else {
+            let error = ended.error.unwrap();
+            assert_eq!(error.code, ErrorCode::FailedPrecondition);
+            assert!(error.message.contains(reference), "{}", error.message);
+        }
+    }
 }
 
 #[tokio::test]
@@ -231,7 +244,7 @@ async fn a_pull_that_fails_fails_its_create() {
     let create = json!({ "name": "web", "image": "127.0.0.1:1/gone:1" });
     let operation = lab.call::<vm::Create>(create, None).await.unwrap();
     let (_, id) = wait_until("the pull", BOUND, async || lab.images.pulls().pop()).await;
-    end_pull(&lab.sql, id, Some(ApiError::unavailable("the registry does not answer").hint("is it up?"))).await;
+    end_pull(&lab.sql, id, Err(ApiError::unavailable("the registry does not answer").hint("is it up?"))).await;
     let error = lab.ended(operation.id).await.error.unwrap();
     assert_eq!((error.code, error.hint.as_deref()), (ErrorCode::Unavailable, Some("is it up?")));
     assert!(error.message.contains("127.0.0.1:1/gone:1") && error.message.contains("does not answer"));

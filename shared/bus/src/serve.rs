@@ -289,6 +289,7 @@ impl<H> Endpoint<H> {
     }
 
     async fn refuse(&self, mut request: service::Request, mut error: ApiError, span: &Span) {
+        error = error.fit();
         let trace_id = telemetry::traceparent_of(span).as_deref().and_then(telemetry::trace_id).map(str::to_owned);
         error.trace_id = error.trace_id.or(trace_id);
         if error.code == contract::ErrorCode::Internal {

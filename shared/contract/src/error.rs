@@ -121,6 +121,34 @@ pub struct ApiError {
     pub details: Option<serde_json::Value>,
 }
 
+/// The longest message or hint, in bytes.
+const TEXT_MAX: usize = 4 * 1024;
+/// The most bytes of particulars, as JSON.
+const DETAILS_MAX: usize = 64 * 1024;
+
+/// A text without control characters that act, and no longer than that.
+fn fit(text: &str, max: usize) -> String {
+    let plain = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c };
+    let mut fitting: String = text.chars().map(plain).collect();
+    if fitting.len() > max {
+        fitting.truncate(fitting.floor_char_boundary(max - '…'.len_utf8()));
+        fitting.push('…');
+    }
+    fitting
+}
+
+/// The same JSON with U+FFFD for each NUL.
+fn plain(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    let text = |text: String| if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text };
+    match value {
+        Value::String(string) => Value::String(text(string)),
+        Value::Array(values) => values.into_iter().map(plain).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(key, value)| (text(key), plain(value))).collect(),
+        other => other,
+    }
+}
+
 /// The body of an error reply: `{"error": …}`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
@@ -144,6 +172,17 @@ impl ApiError {
     /// Whether it is how somebody older answers a request that has this field, which it does not know.
     pub fn refuses_field(&self, field: &str) -> bool {
         self.code == ErrorCode::InvalidArgument && self.message.contains(&format!("unknown field `{field}`"))
+    }
+
+    /// The same as everybody can take it, whoever's words it quotes: a database's JSON has no NUL (PostgreSQL, "JSON Types"), a terminal obeys
+    /// control characters, a message has a size. Control characters other than tabs and line feeds become U+FFFD, texts are cut
+    /// to 4 KiB, and particulars of more than 64 KiB are left out.
+    #[must_use]
+    pub fn fit(mut self) -> Self {
+        self.message = fit(&self.message, TEXT_MAX);
+        self.hint = self.hint.as_deref().map(|hint| fit(hint, TEXT_MAX));
+        self.details = self.details.map(plain).filter(|details| details.to_string().len() <= DETAILS_MAX);
+        self
     }
 
     /// The same with machine-readable particulars.
@@ -190,4 +229,22 @@ shorthand! {
     cancelled => Cancelled,
     /// [`ErrorCode::Internal`].
     internal => Internal,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_an_error_quotes_neither_acts_nor_bursts() {
+        let quoting = ApiError::internal("it said \"\0\x1b[2Jhello\tthere\n\"").hint("é".repeat(10_000));
+        let quoting = quoting.details(json!({ "ta\0il": ["a\0b", 1] })).fit();
+        assert_eq!(quoting.message, "it said \"\u{fffd}\u{fffd}[2Jhello\tthere\n\"");
+        let hint = quoting.hint.unwrap();
+        assert!(hint.ends_with("é…") && hint.len() <= TEXT_MAX, "{}", hint.len());
+        assert_eq!(quoting.details, Some(json!({ "ta\u{fffd}il": ["a\u{fffd}b", 1] })));
+        assert_eq!(ApiError::internal("").details(json!("x".repeat(DETAILS_MAX))).fit().details, None);
+    }
 }

@@ -21,7 +21,7 @@ pub use build::{
     BUILD_DIR, BuildFiles, BuildLog, BuildLogRequest, BuildRequest, BuildStep, Built, INLINE_MAX, LOG_MAX,
     LOG_PAGE_MAX, LOG_WAIT_MAX_MS, SCRIPT_MAX, SCRIPT_SECONDS, STEPS_MAX, TITLE_MAX, WORK_DIR,
 };
-pub use config::ImageConfig;
+pub use config::{CONFIG_MAX, ImageConfig};
 pub use delete::DeleteRequest;
 pub use file::{FileSource, LABEL_MAX};
 pub use gc::{GC_ITEMS_MAX, GcCount, GcHost, GcItem, GcKind, GcOutcome, GcReport, GcRequest};

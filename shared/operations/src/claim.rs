@@ -174,7 +174,7 @@ impl Claim {
             .execute(
                 "update operations.operation set undoing = true, error = $4, phase = 'undo', progress = null \
                  where id = $1 and worker = $2 and epoch = $3 and state = 'running'",
-                &[&self.id.0, &self.worker, &self.epoch, &json!(error)],
+                &[&self.id.0, &self.worker, &self.epoch, &json!(error.clone().fit())],
             )
             .await?;
         if changed == 0 {
@@ -248,8 +248,8 @@ impl Claim {
     pub(crate) async fn finish(&self, store: &Store, end: &End) -> Result<Fenced, StoreError> {
         let (state, result, error, owed) = match end {
             End::Succeeded(result) => ("succeeded", Some(result), None, false),
-            End::Failed { error, owed } => ("failed", None, Some(json!(error)), *owed),
-            End::Cancelled { error, owed } => ("cancelled", None, Some(json!(error)), *owed),
+            End::Failed { error, owed } => ("failed", None, Some(json!(error.clone().fit())), *owed),
+            End::Cancelled { error, owed } => ("cancelled", None, Some(json!(error.clone().fit())), *owed),
         };
         let mut client = store.client().await?;
         let transaction = client.transaction().await?;

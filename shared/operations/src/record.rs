@@ -56,7 +56,7 @@ fn from_row(row: &Row) -> Result<Operation, ApiError> {
 
 /// The longest text of a request that is shown whole, in bytes: scripts are not what an operation is looked at for.
 const TEXT_MAX: usize = 1024;
-/// The longest request that is shown in a list, in bytes of JSON: a page is one message.
+/// The longest request, and the longest result, that is shown in a list, in bytes of JSON: a page is one message.
 const LISTED_MAX: usize = 4096;
 
 /// Shortens long texts in a request.
@@ -72,9 +72,11 @@ fn shorten(value: &mut Value) {
 /// An operation as a list shows it.
 fn listed(row: &Row) -> Result<Operation, ApiError> {
     let mut operation = from_row(row)?;
-    let bytes = operation.request.to_string().len();
-    if bytes > LISTED_MAX {
-        operation.request = json!({ "omitted_bytes": bytes });
+    for value in [Some(&mut operation.request), operation.result.as_mut()].into_iter().flatten() {
+        let bytes = value.to_string().len();
+        if bytes > LISTED_MAX {
+            *value = json!({ "omitted_bytes": bytes });
+        }
     }
     Ok(operation)
 }

@@ -50,8 +50,12 @@ impl Submitted {
 /// Accepts an operation; works inside a caller's transaction too.
 ///
 /// # Errors
-/// `invalid_argument` when the key was used with another request; or the database is not there.
+/// `invalid_argument` when the key was used with another request, or the request holds a NUL, which no row can; or the database is
+/// not there.
 pub async fn submit(client: &impl GenericClient, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {
+    if nul(&new.request) || new.request_key.as_deref().is_some_and(|key| key.contains('\0')) {
+        return Err(ApiError::invalid_argument("the request holds a NUL character (U+0000)"));
+    }
     // The row and its event in one statement, so that neither is ever without the other, in a transaction or not.
     let insert = client
         .prepare_cached(
@@ -115,6 +119,15 @@ pub async fn release(client: &impl GenericClient, id: OperationId, deadline: Dur
     let statement = client.prepare_cached(query).await.map_err(StoreError::from)?;
     client.execute(&statement, &[&id.0, &deadline.as_secs_f64()]).await.map_err(StoreError::from)?;
     Ok(())
+}
+
+fn nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(nul),
+        Value::Object(fields) => fields.iter().any(|(key, value)| key.contains('\0') || nul(value)),
+        _ => false,
+    }
 }
 
 async fn replayed(client: &impl GenericClient, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {

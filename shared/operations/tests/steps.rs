@@ -228,3 +228,13 @@ async fn what_a_worker_cannot_read_is_left_to_one_that_can() {
     assert_eq!(world.effects(id), [""; 0]);
     engine.shutdown(Duration::from_secs(5)).await;
 }
+
+#[tokio::test]
+async fn a_request_that_no_row_can_hold_is_refused() {
+    let stage = Stage::start().await;
+    for request in [serde_json::json!({ "name": "a\0b" }), serde_json::json!([{ "a\0b": 1 }])] {
+        let new = operations::NewOperation { request, ..new("vm:x") };
+        let refused = operations::submit(&stage.store.client().await.unwrap(), &new).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::InvalidArgument);
+    }
+}

@@ -1,7 +1,10 @@
 //! Manifests: from what a name points to, through indexes, to the layers and configuration for this machine
 //! (OCI image-spec 1.1; Docker's schema 2 has the same shape).
 
-use contract::{ApiError, image::ImageConfig};
+use contract::{
+    ApiError,
+    image::{CONFIG_MAX, ImageConfig},
+};
 use serde::Deserialize;
 
 use super::{bundle, identity::Identity, limits::Limits, source::Source};
@@ -130,6 +133,19 @@ pub(super) fn examine(bytes: &[u8]) -> bool {
     document || parse::<Configuration>(bytes, "configuration").is_ok() || Identity::read(bytes).is_ok()
 }
 
+/// Refuses a configuration that rows, messages and lists have no room for, before anything is downloaded.
+fn check_config(config: &ImageConfig) -> Result<(), ApiError> {
+    match config.size() {
+        ..=CONFIG_MAX if config.texts().any(|text| text.contains('\0')) => {
+            Err(ApiError::invalid_argument("what the image wants to be run holds a NUL character"))
+        }
+        ..=CONFIG_MAX => Ok(()),
+        bytes => Err(ApiError::invalid_argument(format!(
+            "what the image wants to be run (entrypoint, command, environment, …) has {bytes} bytes, more than {CONFIG_MAX}"
+        ))),
+    }
+}
+
 /// A digest becomes a path, so its form is checked before anything else.
 fn check(descriptor: &Descriptor) -> Result<(), ApiError> {
     check_digest(&descriptor.digest)
@@ -201,16 +217,18 @@ async fn image(
         )));
     }
     let execution = configuration.config.unwrap_or_default();
+    let config = ImageConfig {
+        entrypoint: execution.entrypoint.unwrap_or_default(),
+        cmd: execution.cmd.unwrap_or_default(),
+        env: execution.env.unwrap_or_default(),
+        working_dir: execution.working_dir.unwrap_or_default(),
+        user: execution.user.unwrap_or_default(),
+    };
+    check_config(&config)?;
     Ok(Resolved {
         digest,
         architecture: configuration.architecture,
-        config: ImageConfig {
-            entrypoint: execution.entrypoint.unwrap_or_default(),
-            cmd: execution.cmd.unwrap_or_default(),
-            env: execution.env.unwrap_or_default(),
-            working_dir: execution.working_dir.unwrap_or_default(),
-            user: execution.user.unwrap_or_default(),
-        },
+        config,
         layers: layers.into_iter().zip(configuration.rootfs.diff_ids).collect(),
         identity: None,
         kernel: None,
@@ -259,10 +277,12 @@ async fn bundled(
         )));
     }
     let raw = identity.rootfs.digest.clone();
+    let program = identity.config.clone().into();
+    check_config(&program)?;
     Ok(Resolved {
         digest: config.digest,
         architecture: identity.architecture.clone(),
-        config: identity.config.clone().into(),
+        config: program,
         layers: std::iter::once((rootfs, raw)).chain(layer.zip(kernel.clone())).collect(),
         identity: Some(identity),
         kernel,

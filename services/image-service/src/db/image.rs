@@ -11,8 +11,8 @@ use tokio_postgres::Row;
 use super::parsed;
 use crate::domain::reference::Prefix;
 
-/// The columns [`read`] reads, without the name.
-const COLUMNS: &str = "i.id, i.digest, i.source, i.architecture, i.rootfs_bytes, i.config, i.created_at, i.unnamed_at, \
+/// The columns [`read`] reads, without the name and the source.
+const COLUMNS: &str = "i.id, i.digest, i.architecture, i.rootfs_bytes, i.config, i.created_at, i.unnamed_at, \
      (select jsonb_build_object('id', k.id, 'digest', k.digest, 'release', k.release) from image.kernel k \
         where k.id = i.kernel_id) as kernel, \
      array(select m.name from image.name m where m.image_id = i.id order by m.name) as names, \
@@ -20,17 +20,20 @@ const COLUMNS: &str = "i.id, i.digest, i.source, i.architecture, i.rootfs_bytes,
      array(select r.host_id from image.replica r where r.image_id = i.id and r.missing_at is not null order by r.host_id) as missing";
 
 /// How an image is called that was not asked for by name: by its first name, or by the first digits of its digest, which
-/// find it too.
-const CALLED: &str =
-    "coalesce((select min(m.name) from image.name m where m.image_id = i.id), substr(i.digest, 8, 12)) as name";
+/// find it too. Its source is what it was first made from.
+const CALLED: &str = "coalesce((select min(m.name) from image.name m where m.image_id = i.id), substr(i.digest, 8, 12)) as name, i.source";
+
+/// The source of what is called by a name `n`: the name's own.
+const SOURCE: &str = "coalesce(n.source, i.source) as source";
 
 /// The image of that name.
 ///
 /// # Errors
 /// The database could not.
 pub async fn image_named(client: &impl GenericClient, name: &ImageName) -> Result<Option<Image>, StoreError> {
-    let sql =
-        format!("select n.name, {COLUMNS} from image.name n join image.image i on i.id = n.image_id where n.name = $1");
+    let sql = format!(
+        "select n.name, {SOURCE}, {COLUMNS} from image.name n join image.image i on i.id = n.image_id where n.name = $1"
+    );
     let statement = client.prepare_cached(&sql).await?;
     client.query_opt(&statement, &[&name.as_str()]).await?.as_ref().map(read).transpose()
 }
@@ -80,7 +83,7 @@ pub async fn image_of_digest(
 pub async fn image_list(client: &impl GenericClient, page: &ListRequest) -> Result<Vec<Image>, StoreError> {
     // One row a name; images without one are called as [`CALLED`] says.
     let sql = format!(
-        "select c.name, {COLUMNS} from image.image i \
+        "select c.name, {SOURCE}, {COLUMNS} from image.image i \
          left join image.name n on n.image_id = i.id \
          cross join lateral (select coalesce(n.name, substr(i.digest, 8, 12)) as name) c \
          where ($1::text is null or c.name > $1) and ($3 or n.name is not null) order by c.name limit $2"

@@ -23,6 +23,15 @@ pub struct Holder {
     pub set_by: Option<OperationId>,
 }
 
+/// What a name that is to be changed means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Old {
+    /// The image.
+    pub image: ImageId,
+    /// The name's own source, if it has one.
+    pub source: Option<String>,
+}
+
 /// A name held by an operation.
 pub struct Held<'a> {
     pub(super) transaction: Transaction<'a>,
@@ -58,13 +67,14 @@ pub async fn names_hold<'a>(
     to: &ImageName,
     image: ImageId,
     fence: Fence,
-) -> Result<(Held<'a>, Option<ImageId>), StoreError> {
+) -> Result<(Held<'a>, Option<Old>), StoreError> {
     let transaction = client.transaction().await?;
     let lock = transaction
-        .prepare_cached("select name, image_id from image.name where name in ($1, $2) order by name for update")
+        .prepare_cached("select name, image_id, source from image.name where name in ($1, $2) order by name for update")
         .await?;
     let rows = transaction.query(&lock, &[&from.as_str(), &to.as_str()]).await?;
-    let old = rows.iter().find(|row| row.get::<_, &str>(0) == from.as_str()).map(|row| ImageId(row.get(1)));
+    let old = rows.iter().find(|row| row.get::<_, &str>(0) == from.as_str());
+    let old = old.map(|row| Old { image: ImageId(row.get(1)), source: row.get(2) });
     let holder = hold_in_txn(&transaction, to, image, fence).await?;
     Ok((Held { transaction, name: to.clone(), fence, holder }, old))
 }
@@ -114,6 +124,16 @@ impl Held<'_> {
         Ok(self.transaction.query_opt(&lock, &[&image.0]).await?.is_some())
     }
 
+    /// The kernel the image names.
+    ///
+    /// # Errors
+    /// The database could not.
+    pub async fn boots_now(&self, image: ImageId) -> Result<Option<KernelId>, StoreError> {
+        let look = self.transaction.prepare_cached("select kernel_id from image.image where id = $1").await?;
+        let row = self.transaction.query_opt(&look, &[&image.0]).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?.flatten().map(KernelId))
+    }
+
     /// Lets the image, which is there, name a kernel, or none.
     ///
     /// # Errors
@@ -147,21 +167,22 @@ impl Held<'_> {
         }
     }
 
-    /// Makes the name mean the image, which is there, tells of it, and commits.
+    /// Makes the name mean the image, which is there, tells of it, and commits. Without a source the name has that of its image.
     ///
     /// # Errors
     /// The database could not. Nothing when the claim is lost: then nothing was written.
-    pub async fn point(self, image: ImageId, what: &str) -> Result<Option<Image>, StoreError> {
+    pub async fn point(self, image: ImageId, source: Option<&str>, what: &str) -> Result<Option<Image>, StoreError> {
         let (transaction, by) = (self.transaction, self.fence.operation.0);
         let update = transaction
             .prepare_cached(
-                "update image.name set was = case when image_id = $2 then was else image_id end, image_id = $2, set_by = $3 \
-                 where name = $1 and (image_id <> $2 or set_by is distinct from $3)",
+                "update image.name set was = case when image_id = $2 then was else image_id end, \
+                 was_source = case when image_id = $2 then was_source else source end, \
+                 image_id = $2, source = $4, set_by = $3 where name = $1",
             )
             .await?;
         // What means this image already keeps who made it so: an undo of this operation is not to take it away.
         if self.holder.is_none_or(|holder| holder.image != image) {
-            transaction.execute(&update, &[&self.name.as_str(), &image.0, &by]).await?;
+            transaction.execute(&update, &[&self.name.as_str(), &image.0, &by, &source]).await?;
         }
         let shown = image_named(&transaction, &self.name).await?;
         let shown = shown.ok_or_else(|| StoreError::Schema("a name just set is not there".to_owned()))?;
@@ -207,7 +228,7 @@ pub async fn name_return_in_txn(
 ) -> Result<(), StoreError> {
     let back = transaction
         .prepare_cached(
-            "update image.name n set image_id = n.was, set_by = null, was = null from image.image i \
+            "update image.name n set image_id = n.was, source = n.was_source, set_by = null, was = null, was_source = null from image.image i \
              where n.name = $1 and n.set_by = $2 and i.id = n.was",
         )
         .await?;

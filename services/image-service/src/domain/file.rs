@@ -4,7 +4,7 @@ use std::path::{Component, Path};
 
 use contract::{
     ApiError,
-    image::{FileSource, ImageConfig, LABEL_MAX},
+    image::{CONFIG_MAX, FileSource, ImageConfig, LABEL_MAX},
 };
 
 /// The longest path taken, in bytes (Linux's PATH_MAX with its NUL).
@@ -12,8 +12,6 @@ const PATH_MAX: usize = 4095;
 /// The longest name of a bucket, and of an object, in bytes.
 const BUCKET_MAX: usize = 200;
 const OBJECT_MAX: usize = 1024;
-/// The most bytes of a configuration: it stands in rows and in listings.
-const CONFIG_MAX: usize = 64 * 1024;
 
 /// Refuses a file that no host-agent could take.
 ///
@@ -36,13 +34,12 @@ pub fn check(source: &FileSource) -> Result<(), ApiError> {
 /// # Errors
 /// `invalid_argument`, with what is wrong with it.
 pub fn check_config(config: &ImageConfig) -> Result<(), ApiError> {
-    let ImageConfig { entrypoint, cmd, env, working_dir, user } = config;
+    let ImageConfig { entrypoint, env, working_dir, .. } = config;
     let refuse = |why: String| Err(ApiError::invalid_argument(format!("the image's configuration {why}")));
-    let texts = || entrypoint.iter().chain(cmd).chain(env).chain([working_dir, user]);
-    if texts().map(|text| text.len() + 1).sum::<usize>() > CONFIG_MAX {
+    if config.size() > CONFIG_MAX {
         return refuse(format!("has more than {} KiB", CONFIG_MAX / 1024));
     }
-    if texts().any(|text| text.contains('\0')) {
+    if config.texts().any(|text| text.contains('\0')) {
         return refuse("holds a NUL character".to_owned());
     }
     if entrypoint.first().is_some_and(String::is_empty) {

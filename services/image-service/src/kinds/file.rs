@@ -69,7 +69,7 @@ impl Order for RegisterOrder {
     fn made(&self) -> Made<'_> {
         let RegisterRequest { name, source, replace, .. } = &self.register;
         let kernel = self.kernel.map_or(Naming::Untold, |kernel| Naming::Asked(Some(kernel)));
-        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, kernel }
+        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, yields: false, kernel }
     }
 
     fn wanted(&self) -> Option<&HostId> {
@@ -95,7 +95,14 @@ impl Order for ArchiveOrder {
 
     fn made(&self) -> Made<'_> {
         let ImportRequest { name, source, replace, .. } = &self.import;
-        Made { id: self.image_id, name, source: source.to_string(), replace: *replace, kernel: Naming::Untold }
+        Made {
+            id: self.image_id,
+            name,
+            source: source.to_string(),
+            replace: *replace,
+            yields: false,
+            kernel: Naming::Untold,
+        }
     }
 
     fn wanted(&self) -> Option<&HostId> {

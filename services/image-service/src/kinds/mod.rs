@@ -56,11 +56,10 @@ pub fn resource(image: ImageId) -> String {
     format!("image:{image}")
 }
 
-/// What the loser of a name is told.
-pub fn name_taken(name: &ImageName, source: Option<&str>) -> ApiError {
-    let from = source.map(|source| format!(", pulled from {source}")).unwrap_or_default();
+/// What the loser of a name is told: where the image that has it is from, and the option with which the command moves the name.
+pub fn name_taken(name: &ImageName, source: Option<&str>, option: Option<&str>) -> ApiError {
+    let from = source.map(|source| format!(" by an image from {source}")).unwrap_or_default();
+    let option = option.map(|option| format!(", or move it with `{option}`")).unwrap_or_default();
     ApiError::already_exists(format!("the image name {name} is taken{from}"))
-        .hint(format!(
-            "choose another name, or take it away first: `warren image rm {name}`; `warren image pull --if-newer` and `warren image tag --replace` move it"
-        ))
+        .hint(format!("choose another name{option}; `warren image rm {name}` takes it away"))
 }

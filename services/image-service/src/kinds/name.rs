@@ -86,12 +86,12 @@ impl Step<Tag> for Point {
         let mut client = cx.store().client().await?;
         let held = name_hold(&mut client, &order.name, order.image_id, cx.fence()).await?;
         if held.holder.is_some_and(|holder| holder.image != order.image_id) && !order.replace {
-            return Err(StepError::permanent(name_taken(&order.name, None)));
+            return Err(StepError::permanent(name_taken(&order.name, None, Some("--replace"))));
         }
         if !held.keep(order.image_id).await? {
             return Err(StepError::permanent(gone(order.image_id)));
         }
-        let image = held.point(order.image_id, "tagged").await?;
+        let image = held.point(order.image_id, None, "tagged").await?;
         journal.image = Some(image.ok_or_else(|| StepError::retry(claim_lost()))?);
         Ok(())
     }
@@ -120,14 +120,15 @@ impl Step<Rename> for Change {
             return Ok(());
         }
         if held.holder.is_some() {
-            return Err(StepError::permanent(name_taken(to, None)));
+            return Err(StepError::permanent(name_taken(to, None, None)));
         }
-        if old != Some(order.image_id) || !held.keep(order.image_id).await? {
+        let old = old.filter(|old| old.image == order.image_id);
+        let (Some(old), true) = (old, held.keep(order.image_id).await?) else {
             let error = ApiError::aborted(format!("the name {from} was taken away or moved meanwhile"));
             return Err(StepError::permanent(error.hint("`warren image ls` shows what it means now")));
-        }
+        };
         held.leave(from).await?;
-        let image = held.point(order.image_id, "renamed").await?;
+        let image = held.point(order.image_id, old.source.as_deref(), "renamed").await?;
         journal.image = Some(image.ok_or_else(|| StepError::retry(claim_lost()))?);
         Ok(())
     }

@@ -99,6 +99,7 @@ impl Makes for Promote {
             name: &promote.name,
             source: format!("vm {}", promote.vm),
             replace: promote.replace,
+            yields: false,
             kernel: match promote.kernel {
                 PromotedKernel::OfVm => Naming::Untold,
                 PromotedKernel::Default | PromotedKernel::Named(_) => Naming::Asked(order.kernel),
@@ -160,7 +161,7 @@ impl Step<Promote> for Find {
         if !promote.replace {
             let client = cx.store().client().await?;
             if let Some(holder) = image_named(&client, &promote.name).await? {
-                return Err(StepError::permanent(name_taken(&promote.name, Some(&holder.source))));
+                return Err(StepError::permanent(name_taken(&promote.name, Some(&holder.source), Some("--replace"))));
             }
         }
         journal.left_out = vm.features.disks.iter().map(|disk| disk.name.to_string()).collect();

@@ -47,6 +47,8 @@ pub struct Made<'a> {
     pub source: String,
     /// Whether the name is taken from the image that has it.
     pub replace: bool,
+    /// Whether the name stays where an operation that began later moved it.
+    pub yields: bool,
     /// The kernel it is to name.
     pub kernel: Naming,
 }
@@ -56,7 +58,7 @@ pub struct Made<'a> {
 pub enum Naming {
     /// What came along with it, if anything did.
     Untold,
-    /// This one or none, also where the image was here already.
+    /// This one or none; refused where the image was here already and names another.
     Asked(Option<KernelId>),
     /// That of what the image was made of, unless the image was here already or the kernel is gone by now.
     Inherited(KernelId),
@@ -188,9 +190,15 @@ async fn publish<K: Makes>(
     if let Some(image) = mine(&held, made, cx) {
         return held.published(image).await?.ok_or_else(|| StepError::retry(claim_lost()));
     }
+    if let Some(later) = moved_later(&held, made, &staged.digest, cx).await? {
+        return held.published(later).await?.ok_or_else(|| StepError::retry(claim_lost()));
+    }
     check_holder(&held, made, &staged.digest).await?;
     let image = held.image(made.id, &made.source, staged).await?;
     match made.kernel {
+        Naming::Asked(kernel) if image != made.id && held.boots_now(image).await? != kernel => {
+            return Err(StepError::permanent(other_kernel(&staged.digest)));
+        }
         Naming::Asked(kernel) => held.boots(image, kernel).await.map_err(no_kernel)?,
         Naming::Inherited(kernel) if image == made.id => held.boots_if_there(image, kernel).await?,
         Naming::Inherited(_) | Naming::Untold => {}
@@ -200,7 +208,7 @@ async fn publish<K: Makes>(
     if let Some(kernel) = staged.kernel.as_ref().filter(|_| image == made.id) {
         along::publish::<K>(cx, &held, made, host, kernel).await?;
     }
-    held.point(image, "published").await?.ok_or_else(|| StepError::retry(claim_lost()))
+    held.point(image, Some(&made.source), "published").await?.ok_or_else(|| StepError::retry(claim_lost()))
 }
 
 /// Brings the files to their place on the host, unless it has the image already, and takes that down.
@@ -236,17 +244,42 @@ fn no_kernel(error: StoreError) -> StepError {
     }
 }
 
+/// What is told who wants an image to name a kernel while that image is here, perhaps with VMs, and names another or none.
+fn other_kernel(digest: &str) -> ApiError {
+    let short: String = digest.trim_start_matches("sha256:").chars().take(12).collect();
+    ApiError::failed_precondition(format!("the image {digest} is here already, and names another kernel or none")).hint(
+        format!("`warren image kernel {short} KERNEL` changes it for all its names; then do this without a kernel"),
+    )
+}
+
 /// The image an earlier try of this operation published under the name.
 fn mine(held: &Held<'_>, made: &Made<'_>, cx: &Context) -> Option<ImageId> {
     let holder = held.holder?;
     (holder.set_by == Some(cx.operation()) || holder.image == made.id).then_some(holder.image)
 }
 
+/// The image of another digest that an operation which began later made the name mean, where this one then has nothing to say: what
+/// a name means was asked of the source since both began.
+async fn moved_later(
+    held: &Held<'_>,
+    made: &Made<'_>,
+    digest: &str,
+    cx: &Context,
+) -> Result<Option<ImageId>, StepError> {
+    // Ids of operations are in the order they were accepted in (RFC 9562, UUIDv7).
+    let later = held.holder.filter(|holder| made.yields && holder.set_by > Some(cx.operation()));
+    match later {
+        Some(holder) if held.digest(holder.image).await?.as_deref() != Some(digest) => Ok(Some(holder.image)),
+        _ => Ok(None),
+    }
+}
+
 /// Refuses a name that means another digest, unless it is to be taken.
 async fn check_holder(held: &Held<'_>, made: &Made<'_>, digest: &str) -> Result<(), StepError> {
     match held.holder {
         Some(holder) if !made.replace && held.digest(holder.image).await?.as_deref() != Some(digest) => {
-            Err(StepError::permanent(name_taken(made.name, None)))
+            let option = if made.yields { "--if-newer" } else { "--replace" };
+            Err(StepError::permanent(name_taken(made.name, None, Some(option))))
         }
         _ => Ok(()),
     }
@@ -280,8 +313,11 @@ pub async fn attach(
         return Ok(None);
     }
     let digest = held.digest(image).await?.unwrap_or_default();
+    if let Some(later) = moved_later(&held, made, &digest, cx).await? {
+        return Ok(held.published(later).await?);
+    }
     check_holder(&held, made, &digest).await?;
-    let image = held.point(image, "published").await?;
+    let image = held.point(image, Some(&made.source), "published").await?;
     image.map(Some).ok_or_else(|| StepError::retry(claim_lost()))
 }
 

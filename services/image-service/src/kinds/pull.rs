@@ -90,6 +90,7 @@ impl Makes for Pull {
             name: &pull.name,
             source: pull.source.to_string(),
             replace: pull.if_newer,
+            yields: true,
             kernel: Naming::Untold,
         }
     }
@@ -140,7 +141,7 @@ impl Step<Pull> for Resolve {
         // The publication decides; but what is lost already need not be downloaded.
         match image_named(&client, &order.pull.name).await? {
             Some(holder) if holder.digest != resolved.digest && !order.pull.if_newer => {
-                Err(StepError::permanent(name_taken(&order.pull.name, Some(&holder.source))))
+                Err(StepError::permanent(name_taken(&order.pull.name, Some(&holder.source), Some("--if-newer"))))
             }
             _ => Ok(()),
         }

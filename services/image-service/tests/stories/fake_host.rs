@@ -348,7 +348,7 @@ impl Inner {
                 return Ok(StageStatus::Failed { error: error.clone() });
             }
             let content = state.content(source);
-            state.staging.insert(fence.operation, content);
+            state.staging.entry(fence.operation).or_insert(content);
         }
         loop {
             let changed = self.changed.notified();

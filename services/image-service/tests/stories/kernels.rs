@@ -158,10 +158,12 @@ async fn a_registered_image_names_its_kernel_from_its_first_moment() {
     let image = image_of(&register("web", "stable").await.unwrap());
     assert_eq!(image.kernel.as_ref().map(|named| named.id), Some(kernel.id));
     assert!(kernels.delete("stable").await.unwrap_err().message.contains("images: web"));
-    // The same file again: one image, which names what was asked for last.
-    let other = kernels.imported("/srv/6.2", "newer").await;
-    let again = image_of(&register("again", "newer").await.unwrap());
-    assert_eq!((again.id, again.kernel.map(|named| named.id)), (image.id, Some(other.id)));
+    // The same file again is the same image, which others may use: it goes on naming what it names.
+    kernels.imported("/srv/6.2", "newer").await;
+    let refused = register("again", "newer").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::FailedPrecondition);
+    let again = image_of(&register("again", "stable").await.unwrap());
+    assert_eq!((again.id, again.kernel.map(|named| named.id)), (image.id, Some(kernel.id)));
     // A request that comes again is answered as the first time, also when all it names is gone.
     let request = json!({ "source": { "path": "/srv/other.ext4" }, "name": "once", "kernel": "newer", "wait": true });
     let first = lab.call::<Register>(request.clone(), Some("a-key")).await.unwrap();

@@ -7,11 +7,12 @@ use contract::{
 };
 use futures::future::join_all;
 use serde_json::json;
+use testkit::wait_until;
 
 use crate::{
     deletes::insert_vm,
     fake_host::{FakeHost, digest},
-    lab::{Lab, count, image_of, registry},
+    lab::{BOUND, Lab, count, image_of, registry},
 };
 
 #[tokio::test]
@@ -24,10 +25,17 @@ async fn a_digest_that_is_here_only_gets_a_name() {
     let second = image_of(&lab.pull(&registry("mirror"), "stable").await.unwrap());
     assert_eq!((second.id, second.name.as_str(), second.names.len()), (first.id, "stable", 2));
     assert_eq!((lab.host.asked(&source), lab.host.asked(&registry("mirror"))), (1, 0));
+    // Each name tells where it is from.
+    assert_eq!((first.source, second.source), (source.clone(), registry("mirror")));
+    let rename = json!({ "from": "stable", "to": "steady", "wait": true });
+    assert_eq!(image_of(&lab.call::<Rename>(rename, None).await.unwrap()).source, registry("mirror"));
+    let listed = lab.call::<List>(json!({}), None).await.unwrap().images;
+    let sources: Vec<_> = listed.iter().map(|image| (image.name.as_str(), image.source.clone())).collect();
+    assert_eq!(sources, [("debian", source.clone()), ("steady", registry("mirror"))]);
     // One name less, and the image stays; with the last name it goes.
     assert_eq!(lab.delete("debian").await.unwrap().result.unwrap()["deleted"], json!(false));
-    assert_eq!(lab.image("stable").await.unwrap().id, first.id);
-    assert_eq!(lab.delete("stable").await.unwrap().result.unwrap()["deleted"], json!(true));
+    assert_eq!(lab.image("steady").await.unwrap().id, first.id);
+    assert_eq!(lab.delete("steady").await.unwrap().result.unwrap()["deleted"], json!(true));
     lab.assert_nothing_left().await;
 }
 
@@ -77,6 +85,54 @@ async fn a_name_follows_its_source_and_vms_keep_their_image() {
     lab.delete(unnamed.name.as_str()).await.unwrap();
     lab.delete("debian").await.unwrap();
     lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn of_two_pulls_that_follow_a_source_the_later_decides_whichever_ends_last() {
+    let lab = Lab::start().await;
+    let source = registry("app");
+    let newer = |wait: bool| json!({ "source": { "registry": registry("app") }, "name": "app", "if_newer": true, "wait": wait });
+    let first = image_of(&lab.call::<Pull>(newer(true), None).await.unwrap());
+    // The tag moves while a pull downloads what it meant.
+    lab.host.push(&source, "of noon");
+    lab.host.block(&source);
+    let slow = lab.call::<Pull>(newer(false), None).await.unwrap();
+    wait_until("its download", BOUND, async || (lab.host.asked(&source) >= 2).then_some(())).await;
+    lab.host.push(&registry("copy"), "of the evening");
+    let evening = image_of(&lab.pull(&registry("copy"), "copy").await.unwrap());
+    lab.host.push(&source, "of the evening");
+    let quick = image_of(&lab.call::<Pull>(newer(true), None).await.unwrap());
+    assert_eq!((quick.id, quick.digest), (evening.id, digest("of the evening")));
+    lab.host.release(&source);
+    let slow = lab.ended(slow.id).await;
+    // It tells what the name means, and leaves nothing of what it downloaded.
+    assert_eq!(image_of(&slow).id, evening.id);
+    assert_eq!(lab.image("app").await.unwrap().id, evening.id);
+    assert_eq!(lab.host.staging(), []);
+    for image in [&first.digest, "app", "copy"] {
+        lab.delete(image).await.unwrap();
+    }
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn images_with_much_to_run_are_listed_in_pages_a_message_can_hold() {
+    let lab = Lab::start().await;
+    for n in 0..20 {
+        lab.pull(&registry(&format!("image-{n}")), &format!("image-{n:02}")).await.unwrap();
+    }
+    let sql = lab.sql().await;
+    let config = json!({ "env": [format!("PADDING={}", "x".repeat(60_000))] });
+    sql.execute("update image.image set config = $1", &[&config]).await.unwrap();
+    let mut names: Vec<String> = Vec::new();
+    loop {
+        let page = lab.call::<List>(json!({ "after": names.last() }), None).await.unwrap();
+        names.extend(page.images.iter().map(|image| image.name.to_string()));
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(names, (0..20).map(|n| format!("image-{n:02}")).collect::<Vec<_>>());
 }
 
 #[tokio::test]

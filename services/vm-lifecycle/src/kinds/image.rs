@@ -42,22 +42,21 @@ pub async fn resolve(cx: &Context, search: Search<'_>, pull: &mut Option<Operati
             ))
         }),
         Wanted::Reference { reference, name } => {
-            if let Some(image) = get(cx, name.as_str()).await? {
-                return same_source(image, &reference, search.vm);
+            if let Some(image) = get(cx, name.as_str()).await?
+                && image.source == reference
+            {
+                return Ok(image);
             }
+            // A name from another source is no obstacle where that gave the same digest.
             let failure = match pulled(cx, search, &reference, &name, pull).await {
-                Ok(()) => None,
-                // Somebody else pulled to this name meanwhile: what matters is what the name holds now.
-                Err(failure) if failure.error.code == ErrorCode::AlreadyExists => Some(failure),
+                Ok(image) => return Ok(image),
+                Err(failure) if failure.error.code == ErrorCode::AlreadyExists => failure,
                 Err(failure) => return Err(failure),
             };
-            match (get(cx, name.as_str()).await?, failure) {
-                (Some(image), _) => same_source(image, &reference, search.vm),
-                (None, Some(failure)) => Err(failure),
-                (None, None) => Err(StepError::permanent(ApiError::failed_precondition(format!(
-                    "the image {name} was pulled for VM {} and deleted before it could be used",
-                    search.vm
-                )))),
+            // Perhaps somebody else pulled the same to this name meanwhile: what matters is what the name holds now.
+            match get(cx, name.as_str()).await? {
+                Some(image) => same_source(image, &reference, search.vm),
+                None => Err(failure),
             }
         }
     }
@@ -76,20 +75,20 @@ fn same_source(image: Image, reference: &str, vm: &VmName) -> Result<Image, Step
         return Ok(image);
     }
     let error = ApiError::failed_precondition(format!(
-        "the image {reference} for VM {vm} would be named {}, but that is an image from {}",
+        "the image {reference} for VM {vm} would be named {}, but that is another image, from {}",
         image.name, image.source
     ));
     Err(StepError::permanent(error.hint("pull it under a name of your choice and create the VM from that name")))
 }
 
-/// Has the image pulled and waits for it. The request key makes a repeat wait for the same pull.
+/// Has the image pulled, waits for it and tells what it is. The request key makes a repeat wait for the same pull.
 async fn pulled(
     cx: &Context,
     search: Search<'_>,
     reference: &str,
     name: &ImageName,
     pull: &mut Option<OperationId>,
-) -> Result<(), StepError> {
+) -> Result<Image, StepError> {
     let request = PullRequest {
         source: ImageSource::Registry(reference.to_owned()),
         name: name.clone(),
@@ -113,7 +112,10 @@ async fn pulled(
         };
     }
     if pulling.state == OperationState::Succeeded {
-        return Ok(());
+        let image = pulling.result.map(serde_json::from_value::<Image>).transpose();
+        return image.ok().flatten().ok_or_else(|| {
+            StepError::permanent(ApiError::internal(format!("the pull of {reference} does not say what it made")))
+        });
     }
     let mut error = pulling.error.unwrap_or_else(|| ApiError::internal("the pull failed without saying why"));
     if error.code == ErrorCode::Cancelled {

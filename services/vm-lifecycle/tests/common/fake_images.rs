@@ -122,6 +122,11 @@ impl FakeImages {
         self.kernels.lock().unwrap()[name].hosts.iter().map(ToString::to_string).collect()
     }
 
+    /// The image of that name.
+    pub fn image(&self, name: &str) -> Image {
+        self.images.lock().unwrap()[name].clone()
+    }
+
     /// The pulls asked for, once each.
     pub fn pulls(&self) -> Vec<(PullRequest, OperationId)> {
         self.pulls.lock().unwrap().clone()
@@ -219,9 +224,12 @@ async fn pull(
     operations::get(store, submitted.id()).await
 }
 
-/// Ends a pull as the test wants.
-pub async fn end_pull(sql: &tokio_postgres::Client, id: OperationId, error: Option<ApiError>) {
-    let state = if error.is_some() { "failed" } else { "succeeded" };
-    let end = "update operations.operation set state = $2, error = $3, finished_at = now() where id = $1";
-    assert_eq!(sql.execute(end, &[&id.0, &state, &error.map(|error| json!(error))]).await.unwrap(), 1);
+/// Ends a pull as the test wants: with this image, or this error.
+pub async fn end_pull(sql: &tokio_postgres::Client, id: OperationId, end: Result<Image, ApiError>) {
+    let (state, result, error) = match end {
+        Ok(image) => ("succeeded", Some(json!(image)), None),
+        Err(error) => ("failed", None, Some(json!(error))),
+    };
+    let end = "update operations.operation set state = $2, result = $3, error = $4, finished_at = now() where id = $1";
+    assert_eq!(sql.execute(end, &[&id.0, &state, &result, &error]).await.unwrap(), 1);
 }

@@ -124,7 +124,7 @@ impl World {
         };
         match deed {
             None => Ok(()),
-            Some(Deed::Fail) => Err(StepError::permanent(ApiError::failed_precondition("told to fail"))),
+            Some(Deed::Fail) => Err(StepError::permanent(ApiError::failed_precondition("told to fail by \0\x1b[2J"))),
             Some(Deed::Retry) => Err(StepError::retry(ApiError::unavailable("told to retry"))),
             Some(Deed::Panic) => panic!("told to panic"),
             Some(Deed::Wait(gate)) => {

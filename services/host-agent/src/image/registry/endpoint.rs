@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use contract::ApiError;
 use reqwest::{
-    Client, Response, StatusCode, Url,
+    Client, ClientBuilder, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE},
     redirect::Policy,
 };
@@ -47,8 +47,17 @@ pub(in crate::image) struct Opened {
     pub validator: Option<HeaderValue>,
 }
 
-/// The HTTP client of a pull.
+/// The HTTP client of a pull. On a machine without CA certificates it takes no server's word over https, and says so in the log; plain
+/// registries need none.
 pub(super) fn client(stall: Duration) -> Result<Client, ApiError> {
+    let built = builder(stall).build().or_else(|error| {
+        tracing::warn!(%error, "no https registry can be verified here; install ca-certificates");
+        builder(stall).tls_certs_only([]).build()
+    });
+    built.map_err(|error| ApiError::internal(format!("no HTTP client can be made: {}", crate::files::chain(&error))))
+}
+
+fn builder(stall: Duration) -> ClientBuilder {
     let redirects = Policy::custom(|attempt| {
         let downgraded =
             attempt.url().scheme() != "https" && attempt.previous().iter().any(|url| url.scheme() == "https");
@@ -61,8 +70,7 @@ pub(super) fn client(stall: Duration) -> Result<Client, ApiError> {
         }
     });
     let builder = Client::builder().connect_timeout(CONNECT).read_timeout(stall).redirect(redirects);
-    let builder = builder.user_agent(concat!("warren/", env!("CARGO_PKG_VERSION")));
-    builder.build().map_err(|error| ApiError::internal(format!("no HTTP client can be made: {error}")))
+    builder.user_agent(concat!("warren/", env!("CARGO_PKG_VERSION")))
 }
 
 impl Endpoint {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use contract::{
-    ApiError, ErrorCode, ImageId, ImageName,
+    ApiError, ImageId, ImageName,
     image::{BuildRequest, Built, Image},
 };
 use operations::{Context, Kind, Step, StepError};
@@ -138,16 +138,11 @@ async fn known(cx: &Context, key: &str) -> Result<Option<Hit>, StepError> {
 async fn check_name(cx: &Context, request: &BuildRequest) -> Result<(), StepError> {
     let client = cx.store().client().await?;
     match image_named(&client, &request.name).await? {
-        Some(holder) if !request.replace => Err(StepError::permanent(taken(&request.name, Some(&holder.source)))),
+        Some(holder) if !request.replace => {
+            Err(StepError::permanent(name_taken(&request.name, Some(&holder.source), Some("--replace"))))
+        }
         _ => Ok(()),
     }
-}
-
-fn taken(name: &ImageName, source: Option<&str>) -> ApiError {
-    let mut error = name_taken(name, source);
-    error.hint =
-        Some(format!("choose another name, move this one with `--replace`, or take it away: `warren image rm {name}`"));
-    error
 }
 
 /// Makes the name mean the last step's image.
@@ -172,16 +167,12 @@ impl Step<Build> for Name {
         let made = Made {
             id: last.image,
             name: &request.name,
-            source: String::new(),
+            source: format!("build of {} from {}", request.name, order.base.digest),
             replace: request.replace,
+            yields: false,
             kernel: Naming::Untold,
         };
-        let named = attach(cx, &kind.turns, &made, last.image, None).await.map_err(|mut failure| {
-            if failure.error.code == ErrorCode::AlreadyExists {
-                failure.error = taken(&request.name, None);
-            }
-            failure
-        })?;
+        let named = attach(cx, &kind.turns, &made, last.image, None).await?;
         let gone = || gone(last.image);
         journal.image = Some(named.ok_or_else(gone)?);
         Ok(())
