@@ -48,3 +48,11 @@ pub fn forget_peak(pid: u32) -> anyhow::Result<()> {
 pub fn peak_mib(pid: u32) -> anyhow::Result<f64> {
     Ok(number(pid, "status", "VmHWM:")? / 1024.0)
 }
+
+/// What of its resident memory is no file's: what it has of its own and cannot be dropped, in MiB.
+///
+/// # Errors
+/// The process is gone.
+pub fn anonymous_mib(pid: u32) -> anyhow::Result<f64> {
+    Ok(number(pid, "status", "RssAnon:")? / 1024.0)
+}

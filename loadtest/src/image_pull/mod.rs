@@ -3,6 +3,7 @@
 //! synced; the programs sync nothing. What the registry and the lab's other processes take counts for neither.
 
 mod images;
+mod memory;
 mod peers;
 
 use std::{
@@ -42,6 +43,9 @@ pub struct Options {
     /// Fail when a pull is not so many times as fast as the programs.
     #[arg(long)]
     pub at_least: Option<f64>,
+    /// Fail when the host-agent had so many MiB resident during a pull, or more.
+    #[arg(long)]
+    pub below_mib: Option<f64>,
 }
 
 /// What one way to a root filesystem took.
@@ -51,8 +55,10 @@ struct Cost {
     wall: f64,
     /// Seconds of processor time.
     cpu: f64,
-    /// The largest resident memory of a process, in MiB.
+    /// The largest resident memory of a process, in MiB: what it shares with others and its program's own pages included.
     peak_mib: f64,
+    /// What of the resident memory is no file's at its largest, in MiB, as seen every few milliseconds; not looked at for the programs.
+    peak_anonymous_mib: Option<f64>,
     /// What was written to storage, in MiB.
     written_mib: f64,
 }
@@ -69,7 +75,10 @@ struct Line {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     lines: Vec<Line>,
+    /// What the host-agent had resident before the first pull, in MiB, and what of it is no file's.
+    idle_mib: (f64, f64),
     at_least: Option<f64>,
+    below_mib: Option<f64>,
 }
 
 impl Report {
@@ -79,7 +88,11 @@ impl Report {
             let figures = [
                 format!("{:.2}", median(costs, |cost| cost.wall)),
                 format!("{:.2}", median(costs, |cost| cost.cpu)),
-                format!("{:.0}", median(costs, |cost| cost.peak_mib)),
+                format!("{:.1}", median(costs, |cost| cost.peak_mib)),
+                match costs.iter().all(|cost| cost.peak_anonymous_mib.is_some()) {
+                    true => format!("{:.1}", median(costs, |cost| cost.peak_anonymous_mib.unwrap_or(f64::NAN))),
+                    false => String::new(),
+                },
                 format!("{:.0}", median(costs, |cost| cost.written_mib)),
             ];
             [image.to_owned(), way.to_owned()].into_iter().chain(figures).collect()
@@ -92,12 +105,20 @@ impl Report {
                 [row(&line.image, &times, &line.warren), row("", "skopeo, umoci, mke2fs -d", &line.programs)]
             })
             .collect();
-        table(&["image", "way", "wall s", "CPU s", "peak RSS MiB", "written MiB"], &rows)
+        let (all, anonymous) = self.idle_mib;
+        let head = ["image", "way", "wall s", "CPU s", "peak RSS MiB", "anonymous MiB", "written MiB"];
+        format!(
+            "{}\nThe host-agent before the first pull: {all:.1} MiB resident, {anonymous:.1} MiB of it anonymous.",
+            table(&head, &rows)
+        )
     }
 
-    /// Whether each pull was as fast as was asked for.
+    /// Whether each pull was as fast, and as small, as was asked for.
     pub fn good(&self) -> bool {
-        !self.lines.is_empty() && self.at_least.is_none_or(|least| self.lines.iter().all(|line| line.times() >= least))
+        let fast = |line: &Line| self.at_least.is_none_or(|least| line.times() >= least);
+        let small =
+            |line: &Line| self.below_mib.is_none_or(|below| line.warren.iter().all(|cost| cost.peak_mib < below));
+        !self.lines.is_empty() && self.lines.iter().all(|line| fast(line) && small(line))
     }
 }
 
@@ -127,7 +148,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     }
     let (lab, registry) = (Lab::start(LabOptions::default()).await, Registry::start().await);
     let tree = &options.rootfs_tar;
-    let mut report = Report { lines: Vec::new(), at_least: options.at_least };
+    let agent = agent(&lab)?;
+    let idle_mib = (process::number(agent, "status", "VmRSS:")? / 1024.0, process::anonymous_mib(agent)?);
+    let Options { at_least, below_mib, .. } = *options;
+    let mut report = Report { lines: Vec::new(), idle_mib, at_least, below_mib };
     let several = format!("{} layers", options.layers);
     let large = format!("5 layers, {} MiB more", options.large_mib);
     for (name, tag) in [("1 layer".to_owned(), "one"), (several, "several"), (large, "large")] {
@@ -161,22 +185,27 @@ async fn push(lab: &Lab, registry: &Registry, image: Layout, tag: &str) -> anyho
     Ok(reference)
 }
 
+fn agent(lab: &Lab) -> anyhow::Result<u32> {
+    lab.pid(&lab.hosts()[0]).context("the host-agent does not run")
+}
+
 /// Pulls an image and removes it, blobs and all.
 async fn pull(lab: &Lab, reference: &str) -> anyhow::Result<Cost> {
-    let host = &lab.hosts()[0];
-    let agent = lab.pid(host).context("the host-agent does not run")?;
+    let agent = agent(lab)?;
     let (cpu, written) = (process::cpu_seconds(agent)?, process::written_bytes(agent)?);
     process::forget_peak(agent)?;
+    let memory = memory::Watch::begin(agent);
     let began = Instant::now();
     lab.must(&["image", "pull", reference, "--name", "measured"]).await;
     let cost = Cost {
         wall: began.elapsed().as_secs_f64(),
         cpu: process::cpu_seconds(agent)? - cpu,
         peak_mib: process::peak_mib(agent)?,
+        peak_anonymous_mib: Some(memory.end()?),
         written_mib: (process::written_bytes(agent)? - written) / 1024.0 / 1024.0,
     };
     lab.must(&["image", "rm", "measured"]).await;
-    forget_blobs(&lab.state_dir(host))?;
+    forget_blobs(&lab.state_dir(&lab.hosts()[0]))?;
     Ok(cost)
 }
 

@@ -59,7 +59,7 @@ fn cost(child: Child, began: Instant) -> anyhow::Result<Cost> {
     if !matches!(status, WaitStatus::Exited(_, 0)) {
         bail!("the programs failed: {status:?}");
     }
-    Ok(Cost { wall, cpu, peak_mib, written_mib: written / 1024.0 / 1024.0 })
+    Ok(Cost { wall, cpu, peak_mib, peak_anonymous_mib: None, written_mib: written / 1024.0 / 1024.0 })
 }
 
 /// Reaps a child that has ended; the largest resident memory that it or one of its descendants had, in MiB.
