@@ -1,7 +1,7 @@
 //! The host-agent's process.
 
 use clap::Parser;
-use host_agent::{cleanup, config::Config, server};
+use host_agent::{cleanup, config::Config, memory, server};
 use runtime::{shutdown, telemetry};
 
 /// Runs one host of a Warren lab. Configured by WARREN_* environment variables.
@@ -13,8 +13,13 @@ struct Arguments {
     cleanup: bool,
 }
 
+fn main() -> anyhow::Result<()> {
+    memory::bound();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn run() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let config = Config::read()?;
     let _telemetry = telemetry::init("host-agent", env!("CARGO_PKG_VERSION"), telemetry::Logs::Service)?;

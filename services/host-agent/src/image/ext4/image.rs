@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, Write as _},
-    os::{fd::AsFd, unix::fs::FileExt},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::FileExt,
+    },
     path::Path,
 };
 
@@ -14,6 +17,8 @@ use super::{BLOCK, Error, space::Space};
 
 /// How much is gathered before it is written.
 const PIECE: usize = 1 << 20;
+/// How much is written before the disk is told to begin with it, in bytes: what is synced at the end is then mostly there.
+const AHEAD: u64 = 8 << 20;
 
 /// The file, and which of its blocks are taken.
 pub(super) struct Image {
@@ -22,13 +27,15 @@ pub(super) struct Image {
     /// Bytes that wait, and where they go.
     waiting: Vec<u8>,
     at: u64,
+    /// From where on the disk was not told to begin yet.
+    begun: u64,
     cancel: CancellationToken,
 }
 
 impl Image {
     pub(super) fn create(path: &Path, cancel: CancellationToken) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
-        Ok(Self { file, space: Space::new(), waiting: Vec::with_capacity(PIECE), at: 0, cancel })
+        Ok(Self { file, space: Space::new(), waiting: Vec::with_capacity(PIECE), at: 0, begun: 0, cancel })
     }
 
     /// Writes a block, or the beginning of one.
@@ -50,7 +57,12 @@ impl Image {
             return Err(Error::Cancelled);
         }
         self.file.write_all_at(&self.waiting, self.at)?;
+        let end = self.at + self.waiting.len() as u64;
         self.waiting.clear();
+        if end >= self.begun + AHEAD {
+            begin_writing(&self.file, self.begun, end - self.begun);
+            self.begun = end;
+        }
         Ok(())
     }
 
@@ -83,4 +95,12 @@ impl Image {
         self.file.sync_all()?;
         Ok(length)
     }
+}
+
+/// Has the kernel begin to write a stretch of a file to the disk, without waiting for it. A filesystem that does not do so (what is written
+/// is synced anyway) is no error.
+fn begin_writing(file: &File, from: u64, length: u64) {
+    let (Ok(from), Ok(length)) = (i64::try_from(from), i64::try_from(length)) else { return };
+    // SAFETY: the descriptor is open for as long as the file is borrowed, and nothing else is passed than numbers.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), from, length, libc::SYNC_FILE_RANGE_WRITE) };
 }
