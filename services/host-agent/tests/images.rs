@@ -5,7 +5,7 @@ use std::{path::Path, process::Command, sync::Arc};
 
 use contract::{
     ErrorCode, ImageId, OperationId,
-    agent::{DiscardRequest, Fence, PublishRequest, RemoveImageRequest, StageRequest, StageStatus},
+    agent::{DiscardRequest, Fence, PublishRequest, RemoveImageRequest, ResolveRequest, StageRequest, StageStatus},
     image::ImageSource,
 };
 use host_agent::image::{ImageOptions, ImageStore, Limits};
@@ -158,4 +158,32 @@ async fn a_disk_without_room_is_said_before_anything_is_written() {
     let StageStatus::Failed { error } = status else { panic!("{status:?}") };
     assert_eq!(error.code, ErrorCode::ResourceExhausted);
     assert_eq!(stagings(&state), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn unpacking_is_told_in_packed_bytes_of_all_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, layout) = (dir.path().join("state"), dir.path().join("layout"));
+    // Numbers in a row pack to about a third, so that packed and unpacked bytes cannot be taken for each other.
+    let big: Vec<u8> = (0..8_000_000u32).flat_map(u32::to_le_bytes).collect();
+    let layer = |name: &str, packing| Layer::new(packing).file(name, 0o644, &big);
+    Layout::new(vec![layer("a", Packing::Gzip), layer("b", Packing::Zstd)]).write(&layout).unwrap();
+    let images = store(&state, Limits::default());
+    let source = ImageSource::Layout { path: layout.display().to_string(), reference: None };
+    let resolved = images.resolve(&ResolveRequest { source }).await.unwrap();
+    let packed: u64 = resolved.layers.iter().sum();
+    let request = StageRequest { wait_ms: 1, ..request(fence(), &layout) };
+    let mut told = Vec::new();
+    loop {
+        match images.stage(&request).await.unwrap() {
+            StageStatus::Running { phase, progress } if phase == "unpacking" => {
+                told.push((progress.done, progress.total))
+            }
+            StageStatus::Running { .. } => {}
+            StageStatus::Done { .. } => break,
+            StageStatus::Failed { error } => panic!("{error}"),
+        }
+    }
+    assert!(told.iter().all(|(done, total)| *total == packed && done <= total), "{packed}: {told:?}");
+    assert!(told.is_sorted() && told.iter().any(|(done, _)| (1..packed).contains(done)), "{packed}: {told:?}");
 }

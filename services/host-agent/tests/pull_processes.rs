@@ -30,7 +30,7 @@ async fn a_child_pulls() {
     let high_water = std::env::var("WARREN_TEST_HIGH_WATER").map_or(100, |percent| percent.parse().unwrap());
     let mut options = ImageOptions { high_water, ..options() };
     options.docker_config = std::env::var_os("WARREN_TEST_DOCKER_CONFIG").map(Into::into);
-    options.limits.reserve = 0;
+    options.limits.reserve = std::env::var("WARREN_TEST_RESERVE").map_or(0, |bytes| bytes.parse().unwrap());
     let images = store(Path::new(&state), options);
     let fence = Fence { operation: operation.parse().unwrap(), epoch: 1 };
     let status = images.stage(&pulling::request(fence, &reference, 120_000)).await.unwrap();
@@ -67,6 +67,22 @@ async fn ended(mut child: Command) -> ExitStatus {
     tokio::task::spawn_blocking(move || child.status().unwrap()).await.unwrap()
 }
 
+/// A pull on a disk of so many MiB, where a shell command runs beside it; its code is [`FAILED`] only if the disk was why, and nothing is left.
+async fn on_disk(mib: u32, beside: &str, reference: &str, env: &[(&str, &str)]) -> Option<i32> {
+    let state = tempfile::tempdir().unwrap();
+    // It is looked at from within the namespace that has the filesystem.
+    let script = format!(
+        "cd {dir} && mount -t tmpfs -o size={mib}m none {dir} && cd {dir} || exit 5
+         {{ {beside}; }} & \"$0\" \"$@\"; code=$?; ls staging >/dev/null || exit 9
+         [ $code = 0 ] && exit 0; [ -z \"$(ls staging)\" ] || exit 8
+         grep -q resource_exhausted error || exit 6; exit $code",
+        dir = state.path().display()
+    );
+    let mut child = command(&["unshare", "-m", "sh", "-c", &script], state.path(), OperationId::new(), reference);
+    child.envs(env.iter().copied());
+    ended(child).await.code()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fills_up_stops_a_pull_which_leaves_blobs_only() {
     if !nix::unistd::geteuid().is_root() {
@@ -75,20 +91,40 @@ async fn a_disk_that_fills_up_stops_a_pull_which_leaves_blobs_only() {
     let registry = Scripted::start().await;
     let image = Image::new(&registry, &[8 << 20]);
     registry.pace(Duration::from_millis(4));
-    let state = tempfile::tempdir().unwrap();
-    // It is looked at from within the namespace that has the filesystem.
-    let script = format!(
-        "mount -t tmpfs -o size=64m none {dir} && \"$0\" \"$@\"; code=$?; ls {dir}/staging >/dev/null || exit 9
-         [ -z \"$(ls {dir}/staging)\" ] || exit 8
-         grep -q resource_exhausted {dir}/error || exit 6; exit $code",
-        dir = state.path().display()
-    );
-    let mut child =
-        command(&["unshare", "-m", "sh", "-c", &script], state.path(), OperationId::new(), &image.reference);
-    child.env("WARREN_TEST_HIGH_WATER", "15");
-    assert_eq!(ended(child).await.code(), Some(FAILED));
+    let code = on_disk(64, ":", &image.reference, &[("WARREN_TEST_HIGH_WATER", "15")]).await;
+    assert_eq!(code, Some(FAILED));
     let served = registry.served();
     assert!(served > 1 << 20, "it had begun: {served}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_fills_the_disk_meanwhile_stops_a_pull_before_the_reserve_is_gone() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: a filesystem of its own needs root");
+    }
+    let registry = Scripted::start().await;
+    let image = Image::new(&registry, &[8 << 20]);
+    registry.pace(Duration::from_millis(100));
+    let grows = "for n in $(seq 600); do ls staging/*/rootfs.ext4 2>/dev/null && break; sleep 0.05; done
+                 head -c 36m /dev/zero >disk";
+    let reserve = (30u64 << 20).to_string();
+    let code = on_disk(64, grows, &image.reference, &[("WARREN_TEST_RESERVE", &reserve)]).await;
+    assert_eq!(code, Some(FAILED));
+    let served = registry.served();
+    assert!(served < image.bytes(), "it was stopped on its way: {served}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_needs_room_for_its_layers_and_for_itself_and_no_more() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: a filesystem of its own needs root");
+    }
+    let registry = Scripted::start().await;
+    let image = Image::new(&registry, &[12 << 20]);
+    assert_eq!(on_disk(20, ":", &image.reference, &[]).await, Some(FAILED));
+    let served = registry.served();
+    assert!(served < 1 << 20, "what cannot fit is not begun: {served}");
+    assert_eq!(on_disk(40, ":", &image.reference, &[]).await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,6 @@ use std::{
     path::Path,
     pin::pin,
     sync::{Arc, Once},
-    time::Duration,
 };
 
 use contract::{
@@ -33,8 +32,6 @@ use crate::kernel::KernelObjects;
 
 /// How often an image is begun anew because what had come of a layer was damaged.
 const ANEW: usize = 2;
-/// How often it is looked whether the disk fills up.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Makes the image in the staging's directory.
 ///
@@ -67,7 +64,7 @@ async fn find(staging: &Staging, source: &ImageSource) -> Result<(Source, Resolv
 /// Downloads the image's layers and makes it of them while they come.
 async fn begin(staging: &Staging, source: &Source, resolved: &Resolved) -> Result<StagedImage, Broken> {
     let blobs: Vec<_> = resolved.layers.iter().map(|(descriptor, _)| descriptor.clone()).collect();
-    room(staging, &blobs).await?;
+    room(staging, source, &blobs).await?;
     let stop = staging.cancel.child_token();
     let (download, layers) = Download::begin(source, &staging.cache, &blobs, &stop)?;
     staging.progress.downloading(download.transfer());
@@ -75,14 +72,14 @@ async fn begin(staging: &Staging, source: &Source, resolved: &Resolved) -> Resul
     let (operation, limits, resolved, told) =
         (staging.operation, staging.options.limits, resolved.clone(), stop.clone());
     let kernels = resolved.kernel.is_some().then(|| staging.images.kernels()).transpose()?;
-    let mut building = pin!(staging.blocking(move |dir, progress, _| {
+    let mut building = pin!(staging.blocking_until(&stop, move |dir, progress, _| {
         let work = Work { dir, operation, limits: &limits, kernels, progress, cancel: &told };
         span.in_scope(|| work.build(resolved, layers))
     }));
     let downloaded = Once::new();
     let built = tokio::select! {
         built = &mut building => built,
-        error = watch(staging, &download, &downloaded) => {
+        error = coming(&download, &downloaded) => {
             stop.cancel();
             drop(building.await);
             Err(error)
@@ -110,35 +107,28 @@ fn reached() {
     runtime::fault::point("agent/image.stage/downloaded");
 }
 
-/// Why the image will not be made: a layer does not come, or the disk fills up.
-async fn watch(staging: &Staging, download: &Download, downloaded: &Once) -> ApiError {
-    let coming = async {
-        if let Err(error) = download.whole().await {
-            return error;
-        }
-        downloaded.call_once(reached);
-        std::future::pending().await
-    };
-    let filling = async {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            if let Err(error) = staging.cache.high_water().check() {
-                return error;
-            }
-        }
-    };
-    tokio::select! {
-        error = coming => error,
-        error = filling => error,
+/// Why a layer does not come; it never ends otherwise.
+async fn coming(download: &Download, downloaded: &Once) -> ApiError {
+    if let Err(error) = download.whole().await {
+        return error;
     }
+    downloaded.call_once(reached);
+    std::future::pending().await
 }
 
-/// Refuses what cannot fit: what is still to come, and the image, unpacked about three times as large. What nobody uses goes first.
-async fn room(staging: &Staging, blobs: &[Descriptor]) -> Result<(), ApiError> {
+/// Refuses what is sure not to fit: what is still to come to the cache, and the image, which is hardly ever smaller than its packed layers. How
+/// large it becomes nobody says; that the disk does not fill up is looked at while it is written ([`Staging::blocking`]). What nobody uses
+/// goes first.
+async fn room(staging: &Staging, source: &Source, blobs: &[Descriptor]) -> Result<(), ApiError> {
     let packed: u64 = blobs.iter().map(|blob| blob.size).sum();
     let enough = || {
+        let coming = match source {
+            Source::Registry(_) => packed.saturating_sub(staging.cache.has(blobs)),
+            // Its layers are read where they are.
+            Source::Layout { .. } => 0,
+        };
         staging.cache.high_water().check()?;
-        staging.room(packed.saturating_mul(4).saturating_sub(staging.cache.has(blobs)))
+        staging.room(packed.saturating_add(coming))
     };
     if enough().is_ok() {
         return Ok(());
@@ -168,7 +158,8 @@ impl Work<'_> {
             let kernel = self.unbundle(&resolved, packed, &identity.rootfs)?;
             return Ok(end(resolved, identity.rootfs.size, kernel));
         }
-        self.progress.phase("unpacking", 0);
+        // The packed bytes are what is known of all layers together; those that are read count.
+        self.progress.phase("unpacking", resolved.layers.iter().map(|(layer, _)| layer.size).sum());
         let mut applier = Applier::new(&self.dir.join(ROOTFS), self.operation.0, self.limits, self.cancel)?;
         for ((descriptor, diff_id), reader) in resolved.layers.iter().cloned().zip(packed) {
             applier.layer(layer::Packed { descriptor, diff_id: Some(diff_id), reader }, self.progress)?;

@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use contract::{
@@ -18,6 +19,9 @@ use super::{
     storage_error,
 };
 use crate::files;
+
+/// How often it is looked whether the disk fills up: a fast disk takes some hundred MiB meanwhile, less than the reserve.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What one staging needs.
 pub(super) struct Staging {
@@ -62,18 +66,48 @@ impl Staging {
         }
     }
 
-    /// Has a thread work in the directory. It is not abandoned on a cancel, which it looks out for itself: nothing may write
-    /// there once this has ended.
+    /// Has a thread work in the directory, and stops it when the disk fills up meanwhile. It is not abandoned on a cancel, which it looks
+    /// out for itself: nothing may write there once this has ended.
     ///
     /// # Errors
-    /// The work's, or that it panicked.
+    /// The work's, that it panicked, or `resource_exhausted`.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Path, &Reporter, &CancellationToken) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let (dir, progress, cancel) = (self.dir.clone(), self.progress.clone(), self.cancel.clone());
-        let done = tokio::task::spawn_blocking(move || work(&dir, &progress, &cancel)).await;
-        done.map_err(|error| ApiError::internal(format!("the image's making failed: {error}")))?
+        self.blocking_until(&self.cancel.child_token(), work).await
+    }
+
+    /// [`Staging::blocking`] with the token that stops the work, a child of the staging's.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn blocking_until<T: Send + 'static>(
+        &self,
+        stop: &CancellationToken,
+        work: impl FnOnce(&Path, &Reporter, &CancellationToken) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (dir, progress, told) = (self.dir.clone(), self.progress.clone(), stop.clone());
+        let mut working = tokio::task::spawn_blocking(move || work(&dir, &progress, &told));
+        let failed = |error| ApiError::internal(format!("the image's making failed: {error}"));
+        tokio::select! {
+            done = &mut working => done.map_err(failed)?,
+            full = self.filling() => {
+                stop.cancel();
+                // What was done in the same moment is done.
+                working.await.map_err(failed)?.map_err(|_| full)
+            }
+        }
+    }
+
+    /// Ends when the disk is fuller than images may make it.
+    async fn filling(&self) -> ApiError {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = self.cache.high_water().check().and_then(|()| self.room(0)) {
+                return error;
+            }
+        }
     }
 
     /// Refuses what needs more bytes than the disk has beside its reserve.
@@ -85,9 +119,10 @@ impl Staging {
         let needed = bytes.saturating_add(self.options.limits.reserve);
         if free < needed {
             return Err(ApiError::resource_exhausted(format!(
-                "the host's disk has {} MiB free and the image needs about {} MiB",
+                "the host's disk has {} MiB free, of which {} MiB are to stay free, and the image needs {} MiB at the least",
                 free >> 20,
-                needed >> 20
+                self.options.limits.reserve >> 20,
+                bytes >> 20
             ))
             .hint("remove images with `warren image rm`, or give the host more disk"));
         }

@@ -3,7 +3,7 @@
 use std::{
     io::{self, BufRead, BufReader, Read},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
@@ -24,7 +24,24 @@ const CHUNKS: usize = 4;
 /// The largest window a zstd frame may ask for, as a power of two (32 MiB): more is more memory than a host gives a layer.
 const WINDOW: u32 = 25;
 
-type Chunk = Arc<Vec<u8>>;
+type Chunk = Arc<Piece>;
+
+/// Bytes of a chunk, whose memory is used again when nobody reads them any more.
+#[derive(Default)]
+struct Piece {
+    bytes: Vec<u8>,
+    spare: Spare,
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+    }
+}
+
+/// Memory of chunks that were read: never more than there were chunks at once.
+type Spare = Arc<Mutex<Vec<Vec<u8>>>>;
 
 /// What was inflated, as it comes.
 pub(super) struct Chunks {
@@ -45,12 +62,12 @@ impl Read for Chunks {
 
 impl BufRead for Chunks {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.at == self.chunk.len()
+        if self.at == self.chunk.bytes.len()
             && let Ok(chunk) = self.receiver.recv()
         {
             (self.chunk, self.at) = (chunk, 0);
         }
-        Ok(&self.chunk[self.at..])
+        Ok(&self.chunk.bytes[self.at..])
     }
 
     fn consume(&mut self, count: usize) {
@@ -125,7 +142,7 @@ pub(super) fn unpack(
 fn hash(chunks: &Receiver<Chunk>) -> String {
     let mut hasher = Sha256::new();
     for chunk in chunks {
-        hasher.update(chunk.as_slice());
+        hasher.update(&chunk.bytes);
     }
     format!("sha256:{}", hex::encode(hasher.finalize()))
 }
@@ -133,7 +150,7 @@ fn hash(chunks: &Receiver<Chunk>) -> String {
 impl Inflate<'_> {
     /// Inflates until the end, or until nobody takes more; gives the length.
     fn run(&self, reader: Box<dyn Read + Send>, to: &[SyncSender<Chunk>; 2]) -> Result<u64, ApiError> {
-        let mut input = BufReader::with_capacity(CHUNK, reader);
+        let mut input = BufReader::with_capacity(CHUNK, Counted { reader, progress: self.progress });
         let inflated = self.inflate(&mut input, to);
         let doubtful = match &inflated {
             Ok(_) => true,
@@ -168,21 +185,22 @@ impl Inflate<'_> {
             }
             _ => Box::new(input),
         };
-        let mut length = 0;
+        let (mut length, spare) = (0, Spare::default());
         loop {
             if self.cancel.is_cancelled() {
                 return Err(ApiError::cancelled("the staging was discarded"));
             }
-            let mut chunk = vec![0; CHUNK];
-            let count = fill(&mut reader, &mut chunk).map_err(|error| self.fail(&error))?;
+            let again = spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut bytes = again.unwrap_or_default();
+            bytes.resize(CHUNK, 0);
+            let count = fill(&mut reader, &mut bytes).map_err(|error| self.fail(&error))?;
             if count == 0 {
                 return Ok((length, true));
             }
-            chunk.truncate(count);
+            bytes.truncate(count);
             length += count as u64;
             self.check(length)?;
-            self.progress.add(count as u64);
-            let chunk = Chunk::new(chunk);
+            let chunk = Chunk::new(Piece { bytes, spare: spare.clone() });
             if to.iter().any(|to| to.send(chunk.clone()).is_err()) {
                 return Ok((length, false));
             }
@@ -205,6 +223,20 @@ impl Inflate<'_> {
         told(error).unwrap_or_else(|| {
             ApiError::invalid_argument(format!("the layer {} cannot be unpacked: {error}", self.digest))
         })
+    }
+}
+
+/// Tells how many packed bytes were read: how many there are is known, unlike what they unpack to.
+struct Counted<'a> {
+    reader: Box<dyn Read + Send>,
+    progress: &'a Reporter,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        self.progress.add(count as u64);
+        Ok(count)
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) fn write(work: &Work<'_>, given: &Path) -> Result<(), ApiError> {
     let mounted = work.dir.join(MOUNT);
     fs::create_dir(&mounted).map_err(|error| storage_error(&mounted, &error))?;
     let archive = archive(work, &file, &mounted)?;
-    tree::unpack(work, size, archive)?;
+    tree::unpack(work, size, 0, archive)?;
     fs::remove_dir(&mounted).map_err(|error| storage_error(&mounted, &error))
 }
 

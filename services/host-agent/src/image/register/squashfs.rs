@@ -23,5 +23,5 @@ pub(super) fn write(work: &Work<'_>, given: &Path) -> Result<(), ApiError> {
     let patient = Patient::take(given, work.operation, NOW, work.cancel)?;
     let size = patient.file().metadata().map_err(|error| storage_error(given, &error))?.len();
     let archive = patient.stream("squashfs filesystem", "sqfs2tar", &ARGUMENTS, work.limits.unpacked)?;
-    tree::unpack(work, size, archive)
+    tree::unpack(work, size, 0, archive)
 }
