@@ -178,11 +178,12 @@ async fn a_cached_blob_that_was_damaged_comes_anew() {
     assert_eq!(pull(state.path(), options(), &image.reference).await.unwrap().digest, image.digest);
     assert_eq!(registry.served(), image.bytes());
     // And so does a part that was.
-    fs::rename(&path, path.with_extension("part")).unwrap();
-    let mut part = fs::read(path.with_extension("part")).unwrap();
-    part.truncate(500_000);
-    part[9] ^= 1;
-    fs::write(path.with_extension("part"), part).unwrap();
+    let part = path.with_extension(format!("{}.part", fs::metadata(&path).unwrap().len()));
+    fs::rename(&path, &part).unwrap();
+    let mut bytes = fs::read(&part).unwrap();
+    bytes.truncate(500_000);
+    bytes[9] ^= 1;
+    fs::write(&part, bytes).unwrap();
     assert_eq!(pull(state.path(), options(), &image.reference).await.unwrap().digest, image.digest);
     assert_eq!(blobs(state.path()), image.whole());
 }

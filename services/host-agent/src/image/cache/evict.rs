@@ -1,7 +1,6 @@
 //! What **goes** when the cache is too large: the least recently used first, never what is in use.
 
 use std::{
-    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -25,23 +24,29 @@ struct Kept {
     used: SystemTime,
     bytes: u64,
     path: PathBuf,
-    in_use: bool,
 }
 
-/// Removes files until no more than `limit` bytes are left, or nothing that may go; gives what is left and what went.
-pub(super) fn trim(dir: &Path, limit: u64, in_use: &HashSet<String>) -> io::Result<(CacheUsage, CacheUsage)> {
-    let mut all = list(dir, in_use)?;
+/// Removes files until no more than `limit` bytes are left, or nothing that may go; gives what is left and what went. Each is asked for at the
+/// moment it would go, by its blob's hash: nothing means that it stays, and what is given is kept until it is gone.
+pub(super) fn trim<T>(
+    dir: &Path,
+    limit: u64,
+    may_go: impl Fn(&str) -> Option<T>,
+) -> io::Result<(CacheUsage, CacheUsage)> {
+    let mut all = list(dir)?;
     all.sort_by_key(|kept| kept.used);
     let (mut left, mut gone) = (CacheUsage::default(), CacheUsage::default());
     for kept in &all {
         (left.blobs, left.bytes) = (left.blobs + 1, left.bytes + kept.bytes);
     }
     let now = SystemTime::now();
-    for kept in all.iter().filter(|kept| !kept.in_use) {
+    for kept in &all {
         let old = kept.path.extension().is_some() && now.duration_since(kept.used).is_ok_and(|age| age > PART_AGE);
         if left.bytes <= limit && !old {
             continue;
         }
+        let name = kept.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let Some(_turn) = may_go(name.split('.').next().unwrap_or_default()) else { continue };
         files::remove_file(&kept.path)?;
         (left.blobs, left.bytes) = (left.blobs - 1, left.bytes - kept.bytes);
         (gone.blobs, gone.bytes) = (gone.blobs + 1, gone.bytes + kept.bytes);
@@ -49,7 +54,7 @@ pub(super) fn trim(dir: &Path, limit: u64, in_use: &HashSet<String>) -> io::Resu
     Ok((left, gone))
 }
 
-fn list(dir: &Path, in_use: &HashSet<String>) -> io::Result<Vec<Kept>> {
+fn list(dir: &Path) -> io::Result<Vec<Kept>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -59,10 +64,7 @@ fn list(dir: &Path, in_use: &HashSet<String>) -> io::Result<Vec<Kept>> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let path = entry.path();
-        let hash = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let in_use = in_use.contains(&hash);
-        all.push(Kept { used: metadata.modified()?, bytes: metadata.len(), path, in_use });
+        all.push(Kept { used: metadata.modified()?, bytes: metadata.len(), path: entry.path() });
     }
     Ok(all)
 }

@@ -1,4 +1,4 @@
-//! The cache's **files**: `<hex>` of whole blobs, `<hex>.part` of those whose download was cut off. Nothing is synced: after a power cut
+//! The cache's **files**: `<hex>` of whole blobs, `<hex>.<size>.part` of those whose download was cut off. Nothing is synced: after a power cut
 //! a whole blob is checked by its first reader, and a part when it is whole.
 
 use std::{
@@ -30,9 +30,9 @@ pub(super) fn whole(dir: &Path, digest: &str) -> PathBuf {
     dir.join(digest.trim_start_matches("sha256:"))
 }
 
-/// Where a blob is while it comes.
-pub(super) fn part(dir: &Path, digest: &str) -> PathBuf {
-    whole(dir, digest).with_extension("part")
+/// Where a blob is while it comes. The size is a manifest's, which may lie: who tells another one begins elsewhere.
+pub(super) fn part(dir: &Path, digest: &str, size: u64) -> PathBuf {
+    whole(dir, digest).with_extension(format!("{size}.part"))
 }
 
 /// What is there of a blob.
@@ -52,7 +52,9 @@ pub(super) fn open(cache: &Cache, digest: &str, size: u64) -> Result<Local, ApiE
                 file.set_modified(SystemTime::now()).map_err(|error| storage_error(&path, &error))?;
                 return Ok(Local::Whole(Arc::new(file)));
             }
-            if cache.is_proven(digest) {
+            // A manifest is believed less than bytes are: only what is not that blob goes.
+            if cache.is_proven(digest) || is(&file, digest, length).map_err(|error| storage_error(&path, &error))? {
+                cache.proven(digest);
                 return Err(ApiError::failed_precondition(format!(
                     "the manifest lies: it gives {digest} {size} bytes, and it has {length}"
                 )));
@@ -63,6 +65,17 @@ pub(super) fn open(cache: &Cache, digest: &str, size: u64) -> Result<Local, ApiE
         Err(error) => return Err(storage_error(&path, &error)),
     }
     Writer::open(cache, digest, size).map(|writer| Local::Part(Box::new(writer)))
+}
+
+/// Whether a file is the blob its name says.
+fn is(file: &File, digest: &str, length: u64) -> io::Result<bool> {
+    let (mut check, mut piece) = (Check::new(digest, length), vec![0; PIECE]);
+    loop {
+        match (&mut &*file).read(&mut piece)? {
+            0 => return Ok(check.finish().is_ok()),
+            count => check.update(&piece[..count]),
+        }
+    }
 }
 
 /// Writes a part, and makes it a whole blob at its end.
@@ -90,7 +103,7 @@ pub(super) enum Written {
 
 impl Writer {
     fn open(cache: &Cache, digest: &str, size: u64) -> Result<Self, ApiError> {
-        let (part, whole) = (part(&cache.dir, digest), whole(&cache.dir, digest));
+        let (part, whole) = (part(&cache.dir, digest, size), whole(&cache.dir, digest));
         let fail = |error: io::Error| storage_error(&part, &error);
         let mut options = OpenOptions::new();
         let mut file = options.read(true).write(true).create(true).truncate(false).open(&part).map_err(fail)?;
@@ -148,5 +161,33 @@ impl Writer {
                 Ok(Written::Nothing(error))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn a_manifest_that_lies_about_a_size_takes_nothing_away() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = Cache::open(state.path(), 1 << 20, HighWater::new(state.path(), 100)).unwrap();
+        let digest = |bytes: &[u8]| format!("sha256:{}", hex::encode(Sha256::digest(bytes)));
+        let (here, comes, wrong) = (digest(b"here"), digest(b"comes"), digest(b"wrong"));
+        fs::write(whole(&cache.dir, &here), "here").unwrap();
+        fs::write(part(&cache.dir, &comes, 5), "com").unwrap();
+        fs::write(whole(&cache.dir, &wrong), "other").unwrap();
+        // As after a restart: this process has seen none of their bytes.
+        for _ in 0..2 {
+            let Err(error) = open(&cache, &here, 1) else { panic!("it is another size") };
+            assert!(error.message.contains("lies"), "{error}");
+        }
+        assert!(matches!(open(&cache, &here, 4), Ok(Local::Whole(_))));
+        assert!(matches!(open(&cache, &comes, 1), Ok(Local::Part(writer)) if writer.begun() == 0));
+        assert!(matches!(open(&cache, &comes, 5), Ok(Local::Part(writer)) if writer.begun() == 3));
+        assert!(matches!(open(&cache, &wrong, 3), Ok(Local::Part(_))));
+        assert!(!whole(&cache.dir, &wrong).exists(), "it was not what its name says");
     }
 }

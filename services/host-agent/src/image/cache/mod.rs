@@ -1,6 +1,6 @@
 //! The **cache** of this host: blobs by digest, shared by all images and pulls, kept until room is needed.
 //!
-//! `blobs/sha256/<hex>` is a whole blob and `<hex>.part` one whose download was cut off, by whatever: the next pull that wants it goes on
+//! `blobs/sha256/<hex>` is a whole blob and `<hex>.<size>.part` one whose download was cut off, by whatever: the next pull that wants it goes on
 //! there. Two pulls of one blob share one download. Lock order: what is known of all blobs, then one blob's state.
 
 mod blob;
@@ -57,6 +57,14 @@ struct Known {
     proven: HashSet<String>,
 }
 
+impl Known {
+    fn turn(&mut self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let turn = self.turns.get(digest).and_then(Weak::upgrade).unwrap_or_default();
+        self.turns.insert(digest.to_owned(), Arc::downgrade(&turn));
+        turn
+    }
+}
+
 impl Cache {
     /// Opens the cache below a state directory.
     ///
@@ -99,8 +107,7 @@ impl Cache {
         {
             return (blob, None);
         }
-        let turn = known.turns.get(&key.0).and_then(Weak::upgrade).unwrap_or_default();
-        known.turns.insert(key.0.clone(), Arc::downgrade(&turn));
+        let turn = known.turn(&key.0);
         let content = Arc::new(Content::new(&descriptor.digest, descriptor.size));
         let unwanted = CancellationToken::new();
         let blob = Arc::new(Blob { content: content.clone(), cache: self.clone(), unwanted: unwanted.clone() });
@@ -140,7 +147,8 @@ impl Cache {
     /// How many bytes of these blobs are here already.
     pub(super) fn has(&self, blobs: &[Descriptor]) -> u64 {
         let length = |blob: &Descriptor| {
-            let (whole, part) = (files::whole(&self.dir, &blob.digest), files::part(&self.dir, &blob.digest));
+            let (whole, part) =
+                (files::whole(&self.dir, &blob.digest), files::part(&self.dir, &blob.digest, blob.size));
             fs::metadata(whole).or_else(|_| fs::metadata(part)).map_or(0, |metadata| metadata.len()).min(blob.size)
         };
         blobs.iter().map(length).sum()
@@ -164,18 +172,23 @@ impl Cache {
     }
 
     fn trim_to(&self, limit: u64, but: &[Descriptor]) -> io::Result<CacheUsage> {
-        let in_use = {
-            let known = self.known();
-            let live = known.turns.iter().filter(|(_, turn)| turn.strong_count() > 0).map(|(digest, _)| digest);
-            let held = known.blobs.iter().filter(|(_, blob)| blob.strong_count() > 0).map(|((digest, _), _)| digest);
-            let kept = but.iter().map(|blob| &blob.digest);
-            live.chain(held).chain(kept).map(|digest| digest.trim_start_matches("sha256:").to_owned()).collect()
-        };
-        let (left, gone) = evict::trim(&self.dir, limit, &in_use)?;
+        let (left, gone) = evict::trim(&self.dir, limit, |hash| {
+            let digest = format!("sha256:{hash}");
+            if but.iter().any(|blob| blob.digest == digest) { None } else { self.unused(&digest) }
+        })?;
         if gone.blobs > 0 {
             tracing::info!(gone.blobs, gone.bytes, left.bytes, "the cache of blobs was trimmed");
         }
         Ok(left)
+    }
+
+    /// The turn at the files of a blob that nobody uses: whoever wants it from now on waits until they are gone.
+    fn unused(&self, digest: &str) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let mut known = self.known();
+        if known.blobs.iter().any(|((held, _), blob)| held == digest && blob.strong_count() > 0) {
+            return None;
+        }
+        known.turn(digest).try_lock_owned().ok()
     }
 
     /// What the cache holds. Blocking.
@@ -189,5 +202,36 @@ impl Cache {
             (usage.blobs, usage.bytes) = (usage.blobs + 1, usage.bytes + metadata.len());
         }
         Ok(usage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pull_begins_to_use_while_the_cache_is_trimmed_stays() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = Cache::open(state.path(), 0, HighWater::new(state.path(), 100)).unwrap();
+        let file = |name: &str| cache.dir.join(name);
+        for name in ["aa.5.part", "bb", "cc.7.part"] {
+            fs::write(file(name), name).unwrap();
+        }
+        // The first one's removal takes its time; meanwhile a pull opens another one.
+        let opened = std::cell::RefCell::new(None);
+        let (left, gone) = evict::trim(&cache.dir, 0, |hash| {
+            let turn = cache.unused(&format!("sha256:{hash}"))?;
+            let (other, name) = if hash == "cc" { ("aa", "aa.5.part") } else { ("cc", "cc.7.part") };
+            opened.borrow_mut().get_or_insert_with(|| {
+                (name.to_owned(), cache.known().turn(&format!("sha256:{other}")).try_lock_owned().unwrap())
+            });
+            Some(turn)
+        })
+        .unwrap();
+        let (name, turn) = opened.into_inner().unwrap();
+        assert_eq!((left.blobs, gone.blobs, file(&name).exists()), (1, 2, true));
+        drop(turn);
+        assert_eq!(cache.trim().unwrap(), CacheUsage::default());
+        assert!(!file(&name).exists());
     }
 }
