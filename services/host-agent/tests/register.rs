@@ -214,6 +214,28 @@ fn erofs(dir: &Path, path: &Path, more: &[&str]) {
     ran(Command::new("mkfs.erofs").arg("--preserve-mtime").args(more).arg(path).arg(dir));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_with_another_filesystem_below_is_no_image_without_it() {
+    let host = Host::start(Limits::default(), None);
+    let root = host.files.join("root");
+    for dir in ["etc", "bin", "proc", "var"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    fs::write(root.join("bin/sh"), "").unwrap();
+    fs::set_permissions(root.join("bin/sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    trees::run("mount", &["-t", "proc", "none", root.join("proc").to_str().unwrap()]);
+    let _proc = Mounted(root.join("proc"));
+    host.registered("root").await.unwrap();
+    trees::run("mount", &["-t", "tmpfs", "none", root.join("var").to_str().unwrap()]);
+    let mounted = Mounted(root.join("var"));
+    let refused = host.refused("root").await;
+    assert_eq!(refused.code, ErrorCode::FailedPrecondition);
+    assert!(refused.message.contains("root/var is another filesystem"), "{refused}");
+    host.assert_no_staging();
+    drop(mounted);
+    host.registered("root").await.unwrap();
+}
+
 /// That no loop device and no mount has to do with the host's files.
 async fn assert_nothing_mounted(host: &Host) {
     let state = host.state.display().to_string();
