@@ -1,7 +1,10 @@
 //! **Exporting** a bundle: packed, then sent as a tar archive of an OCI layout (image-spec 1.1, `image-layout.md`), which any tool for such
 //! archives reads.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bus::{Bus, ByteStream};
 use contract::{
@@ -25,6 +28,8 @@ use crate::{
 
 /// How much of a file is read at once.
 const PIECE: usize = 256 << 10;
+/// How long whoever takes the archive may need for the last pieces that are on their way, a megabyte at the most.
+const LAST: Duration = Duration::from_secs(120);
 /// The unit of a tar archive.
 const BLOCK: usize = 512;
 
@@ -69,11 +74,16 @@ impl Exporting {
         let mut stream = ByteStream::accept(&self.bus, self.session).await?;
         let outcome = self.archive(&mut stream).await;
         match outcome {
-            Ok(pushed) => {
-                // Its last bytes are taken, or its opener is gone: what it has it can tell by the digests.
-                stream.closed().await;
-                Ok(pushed)
-            }
+            // Its last bytes are taken, or its opener is gone: what it has it can tell by the digests.
+            Ok(pushed) => tokio::select! {
+                () = stream.closed() => Ok(pushed),
+                () = self.cancel.cancelled() => Err(ApiError::cancelled("the export was called off")),
+                () = tokio::time::sleep(LAST) => Err(ApiError::unavailable(format!(
+                    "the end of the archive was not taken within {} s",
+                    LAST.as_secs()
+                ))
+                .hint("export it again")),
+            },
             Err(error) => {
                 stream.reset(error.message.clone()).await;
                 Err(error)
