@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-const CLUSTER_BITS: u32 = 16;
+pub(super) const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// Guest bytes one L1 entry covers: a cluster of eight-byte L2 entries, a cluster each.
 const L1_COVERS: u64 = CLUSTER / 8 * CLUSTER;

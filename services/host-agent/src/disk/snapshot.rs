@@ -57,17 +57,17 @@ impl Snapshot {
         Ok(std::fs::metadata(&self.path)?.blocks() * 512 + backing.metadata()?.blocks() * 512)
     }
 
-    /// Makes the raw disk at `into` of it, and nothing stays of the snapshot. Blocking; ends early when `go_on`, which is told of bytes
+    /// Makes the raw disk at `into` of it, of at most `size` bytes, and nothing stays of the snapshot. Blocking; ends early when `go_on`, which is told of bytes
     /// as they are copied, says so.
     ///
     /// # Errors
     /// As [`Snapshot::take`], and an overlay that is none.
-    pub fn flatten(self, into: &Path, go_on: &dyn Fn(u64) -> bool) -> io::Result<()> {
+    pub fn flatten(self, into: &Path, size: u64, go_on: &dyn Fn(u64) -> bool) -> io::Result<()> {
         if self.format == "raw" {
             return std::fs::rename(&self.path, into);
         }
         let file = File::open(&self.path)?;
-        let overlay = Overlay::open(&file)?;
+        let overlay = Overlay::open(&file, size)?;
         let to = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(into)?;
         if let Some(backing) = &self.backing
             && reflink(backing, &to).is_err()
@@ -130,7 +130,7 @@ mod tests {
         write_cluster(&root, 2, Some(9));
         std::fs::remove_file(&image).unwrap();
         let flat = dir.path().join("flat");
-        snapshot.flatten(&flat, &go_on).unwrap();
+        snapshot.flatten(&flat, 1 << 20, &go_on).unwrap();
         let bytes = std::fs::read(&flat).unwrap();
         assert_eq!(bytes.len(), 1 << 20);
         assert!(!dir.path().join("copy").exists());
@@ -150,10 +150,11 @@ mod tests {
         let flat = |lie: &dyn Fn(&File), go_on: &dyn Fn(u64) -> bool| {
             super::super::qcow2::create(&image, &root, 1 << 20).unwrap();
             write_cluster(&root, 0, Some(1));
+            write_cluster(&root, 1, Some(2));
             lie(&OpenOptions::new().write(true).open(&root).unwrap());
             let snapshot =
                 Snapshot::take(dir.path(), &disk, Some(&image), &dir.path().join("copy"), &|_| true).unwrap();
-            snapshot.flatten(&dir.path().join("flat"), go_on).map_err(|error| error.kind())
+            snapshot.flatten(&dir.path().join("flat"), 1 << 20, go_on).map_err(|error| error.kind())
         };
         assert_eq!(flat(&|_| {}, &|_| true), Ok(()));
         assert_eq!(flat(&|_| {}, &|_| false), Err(io::ErrorKind::Interrupted));
@@ -161,12 +162,17 @@ mod tests {
             (0, &b"QCOW"[..]),
             (4, &2u32.to_be_bytes()),
             (20, &40u32.to_be_bytes()),
+            (24, &(1u64 << 50).to_be_bytes()),
             (36, &u32::MAX.to_be_bytes()),
             (40, &u64::MAX.to_be_bytes()),
             (72, &u64::MAX.to_be_bytes()),
             (3 * 65536, &(1u64 << 54).to_be_bytes()),
             (4 * 65536, &(1u64 << 62).to_be_bytes()),
             (4 * 65536, &(1u64 << 54).to_be_bytes()),
+            // A cluster with two places, one that is the table itself, and one across two.
+            (4 * 65536 + 16, &(5u64 << 16 | 1 << 63).to_be_bytes()),
+            (4 * 65536 + 16, &(4u64 << 16 | 1 << 63).to_be_bytes()),
+            (4 * 65536 + 16, &(5u64 << 16 | 512).to_be_bytes()),
         ] {
             assert_eq!(
                 flat(&|file| file.write_all_at(lie, at).unwrap(), &|_| true),
@@ -174,6 +180,28 @@ mod tests {
                 "{at}"
             );
         }
+    }
+
+    #[test]
+    fn a_flat_disk_takes_no_more_than_its_overlay() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (image, root, flat) = (dir.path().join("image"), dir.path().join("root.qcow2"), dir.path().join("flat"));
+        std::fs::write(&image, "").unwrap();
+        super::super::qcow2::create(&image, &root, 64 << 20).unwrap();
+        for n in 0..1024 {
+            write_cluster(&root, n, Some(0));
+        }
+        let overlay = OpenOptions::new().write(true).open(&root).unwrap();
+        overlay.write_all_at(&[7; 4096], 5 << 16).unwrap();
+        overlay.write_all_at(&[8; 4096], (5 << 16) + 8192).unwrap();
+        let disk = DiskHandle { file: "root.qcow2".into(), format: "qcow2".into() };
+        let snapshot = Snapshot::take(dir.path(), &disk, Some(&image), &dir.path().join("copy"), &|_| true).unwrap();
+        snapshot.flatten(&flat, 64 << 20, &|_| true).unwrap();
+        let bytes = std::fs::read(&flat).unwrap();
+        let is = |from: usize, byte: u8| bytes[from..from + 4096].iter().all(|seen| *seen == byte);
+        assert!(is(0, 7) && is(4096, 0) && is(8192, 8) && is(12288, 0));
+        assert!(std::fs::metadata(&flat).unwrap().blocks() * 512 <= 16 << 10);
     }
 
     #[test]
@@ -192,7 +220,7 @@ mod tests {
         let disk = DiskHandle { file: "root.qcow2".into(), format: "qcow2".into() };
         let snapshot = Snapshot::take(dir.path(), &disk, Some(&image), &dir.path().join("copy"), &|_| true).unwrap();
         let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
-        snapshot.flatten(&ours, &|_| true).unwrap();
+        snapshot.flatten(&ours, 3 << 20, &|_| true).unwrap();
         let converted =
             Command::new("qemu-img").args(["convert", "-O", "raw"]).args([&root, &theirs]).status().unwrap();
         assert!(converted.success());

@@ -108,7 +108,10 @@ pub(super) async fn make(staging: &Staging, order: Order) -> Result<StagedImage,
                 progress.add(bytes);
                 !cancel.is_cancelled()
             };
-            copied.snapshot.flatten(&path, &go_on).map_err(|error| interrupted(&path, &error))?;
+            copied
+                .snapshot
+                .flatten(&path, copied.spec.disk.bytes(), &go_on)
+                .map_err(|error| interrupted(&path, &error))?;
             runtime::fault::point("agent/image.promote/flat");
             let patient = Patient::take(&path, operation, modified, cancel)?;
             work(&patient, &order, &copied.spec, progress)?;
