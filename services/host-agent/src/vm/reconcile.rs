@@ -162,9 +162,21 @@ impl Vms {
     pub async fn reclaim(&self, request: ReclaimRequest) -> Result<(), ApiError> {
         let all =
             self.deps.dirs.all().map_err(|error| ApiError::internal(format!("the VMs cannot be listed: {error}")))?;
-        let builds_on = |found: &Found| matches!(found, Found::Whole(handles) if handles.spec.image == request.image);
-        if let Some((vm, _)) = all.iter().find(|(_, found)| builds_on(found)) {
-            return Err(ApiError::failed_precondition(format!("the disk of the VM {vm} on this host builds on it")));
+        for (vm, found) in &all {
+            match found {
+                Found::Whole(handles) if handles.spec.image == request.image => {
+                    return Err(ApiError::failed_precondition(format!(
+                        "the disk of the VM {vm} on this host builds on it"
+                    )));
+                }
+                Found::Damaged(why) => {
+                    let may = format!("the disk of the VM {vm} on this host may build on it: {why}");
+                    return Err(
+                        ApiError::failed_precondition(may).hint("`warren doctor` tells what to do about that VM")
+                    );
+                }
+                Found::Whole(_) | Found::Nothing => {}
+            }
         }
         self.deps.images.reclaim(&request).await
     }

@@ -8,8 +8,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 use contract::{
     ApiError, ErrorCode, HostId, ImageId, MebiBytes, OperationId, VmId,
     agent::{
-        AdjustRequest, Adjusted, Fence, HostVmState, ProvisionRequest, PublishRequest, StageRequest, StageStatus,
-        StopRequest, VmCommand, VmObservation, VmSpec,
+        AdjustRequest, Adjusted, Fence, HostVmState, ProvisionRequest, PublishRequest, ReclaimRequest, StageRequest,
+        StageStatus, StopRequest, VmCommand, VmObservation, VmSpec,
     },
     feature::Features,
     guest::Request,
@@ -364,6 +364,10 @@ async fn a_vm_whose_handles_are_damaged_keeps_its_disk_and_runs_on() {
     assert_eq!(refused.code, ErrorCode::FailedPrecondition);
     assert!(refused.hint.unwrap().contains("mend"));
     assert_eq!(agent.provision(&spec, 2).await.unwrap_err().code, ErrorCode::FailedPrecondition);
+    // What its disk builds on nobody here can tell.
+    let reclaim = ReclaimRequest { image: ImageId::new(), operations: Vec::new() };
+    let refused = agent.vms.reclaim(reclaim).await.unwrap_err();
+    assert!(refused.code == ErrorCode::FailedPrecondition && refused.message.contains(&vm.to_string()), "{refused}");
     assert!(host.vm_dir(vm).join("root.qcow2").exists() || host.vm_dir(vm).join("root.img").exists());
     drop(agent);
 
