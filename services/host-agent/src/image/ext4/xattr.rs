@@ -56,7 +56,9 @@ pub(super) fn attributes(xattrs: &[(Vec<u8>, Vec<u8>)], holder: Holder) -> Resul
                 let known = prefixed(b"user.").filter(|_| holder != Holder::Other).map(|name| (1, name));
                 let known = known.or_else(|| prefixed(b"trusted.").map(|name| (4, name)));
                 match known.or_else(|| prefixed(b"security.").map(|name| (6, name))) {
-                    Some((index, short)) if !short.is_empty() && name.len() <= 255 => (index, short, value.clone()),
+                    Some((index, short)) if !short.is_empty() && name.len() <= 255 && !name.contains(&0) => {
+                        (index, short, value.clone())
+                    }
                     Some(_) => {
                         return Err(Error::Refused("an extended attribute has a name no filesystem takes".to_owned()));
                     }

@@ -121,7 +121,11 @@ impl<R: BufRead> Reader<R> {
             let Some(block) = self.header()? else { return Ok(None) };
             let header = Header::read(&block)?;
             match header.kind() {
-                b'x' | b'X' => extended.read(&self.extension(&header)?)?,
+                b'x' | b'X' => {
+                    // The last one counts, as it does for other readers: none sees another entry than this one.
+                    extended = Extended::default();
+                    extended.read(&self.extension(&header)?)?;
+                }
                 b'L' => long_path = Some(zero_ended(self.extension(&header)?)),
                 b'K' => long_link = Some(zero_ended(self.extension(&header)?)),
                 // What is said of the whole archive (commit ids and the like) is passed over, as the tools that make images do.
@@ -224,8 +228,9 @@ impl<R: BufRead> Reader<R> {
         long_path: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<Member, Error> {
-        let path =
-            extended.sparse.name.clone().or(extended.path.clone()).or(long_path).unwrap_or_else(|| header.path());
+        // Of a file without a map this name says nothing: other readers do not look at it.
+        let sparse = extended.sparse.name.clone().filter(|_| extended.sparse.is_map());
+        let path = sparse.or(extended.path.clone()).or(long_path).unwrap_or_else(|| header.path());
         let kind = kind(header.kind(), &path)?;
         let said = match extended.size {
             Some(size) => size,

@@ -47,16 +47,20 @@ impl Extended {
             // Empty takes an earlier record back.
             if value.is_empty() { Ok(None) } else { decimal().map(Some).ok_or_else(wrong) }
         };
-        let bytes = || (!value.is_empty()).then(|| value.to_vec());
+        let name = || -> Result<Option<Vec<u8>>, Error> {
+            let wrong =
+                || malformed(format!("the extended header's {} has a name no filesystem takes", key.escape_ascii()));
+            if value.contains(&0) { Err(wrong()) } else { Ok((!value.is_empty()).then(|| value.to_vec())) }
+        };
         match key {
-            b"path" => self.path = bytes(),
-            b"linkpath" => self.link = bytes(),
+            b"path" => self.path = name()?,
+            b"linkpath" => self.link = name()?,
             b"size" => self.size = number()?,
             b"uid" => self.uid = number()?,
             b"gid" => self.gid = number()?,
             b"mtime" => self.mtime = moment(value)?,
             b"GNU.sparse.major" => self.sparse.major = number()?,
-            b"GNU.sparse.name" => self.sparse.name = bytes(),
+            b"GNU.sparse.name" => self.sparse.name = name()?,
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse.real_size = number()?,
             b"GNU.sparse.numblocks" => self.sparse.mapped = true,
             b"GNU.sparse.offset" => self.sparse.offset = number()?,
@@ -85,6 +89,11 @@ impl Extended {
 }
 
 impl Sparse {
+    /// Whether it tells where a file has data.
+    pub(super) fn is_map(&self) -> bool {
+        self.mapped || self.major == Some(1)
+    }
+
     fn push(&mut self, offset: u64, length: u64) -> Result<(), Error> {
         Piece::push(&mut self.pieces, offset, length)
     }
@@ -211,6 +220,9 @@ mod tests {
             b"18446744073709551615 a=b\n",
             b"28 GNU.sparse.numbytes=100\n",
             b"13 mtime=1.x\n",
+            b"12 path=a\0b\n",
+            b"16 linkpath=a\0b\n",
+            b"23 GNU.sparse.name=a\0b\n",
         ] {
             assert!(Extended::default().read(wrong).is_err(), "{:?}", wrong.escape_ascii().to_string());
         }

@@ -136,6 +136,24 @@ fn what_is_no_archive_is_refused_and_never_read_for_one() {
 }
 
 #[test]
+fn a_file_has_the_name_that_other_readers_see() {
+    let named = |records: &[u8]| {
+        let mut bytes = header(b"x", b'x', format!("{:011o}", records.len()).as_bytes()).to_vec();
+        bytes.extend(records);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        bytes
+    };
+    let file = header(b"h", b'0', b"0");
+    let path = |bytes: &[u8]| list(bytes).unwrap()[0].0.path.clone();
+    // The name of a sparse file, where there is none.
+    let lie = named(b"10 path=a\n21 GNU.sparse.name=b\n");
+    assert_eq!(path(&[&lie[..], &file].concat()), b"a");
+    // Of two headers before one entry the last one counts.
+    let two = [named(b"10 path=a\n"), named(b"9 uid=5\n"), file.to_vec()].concat();
+    assert_eq!(path(&two), b"h");
+}
+
+#[test]
 fn every_truncation_of_an_archive_ends_in_an_error_or_before_an_entry() {
     let dir = tempfile::tempdir().unwrap();
     let mut file = fs::File::create(dir.path().join("f".repeat(200))).unwrap();
