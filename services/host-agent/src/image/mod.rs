@@ -312,10 +312,11 @@ impl ImageStore {
 
     fn task(self: &Arc<Self>, request: &StageRequest) -> Result<Task, ApiError> {
         let fence = request.fence;
+        let mut tasks = self.tasks();
+        // With the tasks in hand: a discard notes its epoch before it looks for one.
         if let Some(seen) = self.discarded().get(&fence.operation).filter(|seen| fence.epoch <= **seen) {
             return Err(stale(fence, *seen));
         }
-        let mut tasks = self.tasks();
         if let Some(task) = tasks.get_mut(&fence.operation) {
             if fence.epoch < task.epoch {
                 return Err(stale(fence, task.epoch));
@@ -349,15 +350,18 @@ impl ImageStore {
 
     /// Finds what an earlier agent finished, or does it; a failure leaves no directory.
     async fn begin(&self, staging: &Staging) -> Result<StagedImage, ApiError> {
-        if let Some(image) = self.finished(staging.operation) {
+        let (images, operation, dir) = (staging.images.clone(), staging.operation, &staging.dir);
+        let fresh = staging.blocking(move |dir, _, _| {
+            let finished = images.finished(operation);
+            if finished.is_none() {
+                let fresh = files::remove_dir(dir).and_then(|()| fs::create_dir(dir));
+                fresh.map_err(|error| storage_error(dir, &error))?;
+            }
+            Ok(finished)
+        });
+        if let Some(image) = fresh.await? {
             return Ok(image);
         }
-        let dir = &staging.dir;
-        let fresh = || -> io::Result<()> {
-            files::remove_dir(dir)?;
-            fs::create_dir(dir)
-        };
-        fresh().map_err(|error| storage_error(dir, &error))?;
         let outcome = staging.run().await;
         if let Err(error) = &outcome {
             tracing::info!(operation.id = %staging.operation, %error, "a staging failed");
@@ -419,6 +423,12 @@ impl ImageStore {
     /// `aborted` for a stale epoch, or the directory cannot be removed.
     pub async fn discard(&self, request: &DiscardRequest) -> Result<(), ApiError> {
         let fence = request.fence;
+        // First: what begins from now on is refused, and what began before is found.
+        {
+            let mut discarded = self.discarded();
+            let seen = discarded.entry(fence.operation).or_insert(fence.epoch);
+            *seen = (*seen).max(fence.epoch);
+        }
         self.pushes.end(fence).await?;
         let task = self.tasks().get(&fence.operation).cloned();
         if let Some(mut task) = task {
@@ -429,13 +439,9 @@ impl ImageStore {
             // Its directory must not be written to any more when it is removed.
             drop(task.outcome.wait_for(Option::is_some).await);
         }
-        {
-            let mut discarded = self.discarded();
-            let seen = discarded.entry(fence.operation).or_insert(fence.epoch);
-            *seen = (*seen).max(fence.epoch);
-        }
-        self.tasks().remove(&fence.operation);
         remove(self.staging(fence.operation)).await?;
+        // Until here whoever comes under a higher epoch joined what has ended, and began nothing in that directory.
+        self.tasks().remove(&fence.operation);
         self.unstage_kernel(fence.operation).await
     }
 

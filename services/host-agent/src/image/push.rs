@@ -78,7 +78,8 @@ impl ImageStore {
             let reference = request.reference.clone();
             let pushing = Pushing { rootfs, image, kernel, dir, reference, options, progress, cancel };
             async move { pushing.run().await }
-        })?;
+        });
+        let push = push.await?;
         Ok(told(push, request.wait_ms).await)
     }
 
@@ -94,30 +95,27 @@ impl ImageStore {
             let (name, session) = (request.name.clone(), request.session);
             let exporting = Exporting { rootfs, image, kernel, name, dir, bus, session, options, progress, cancel };
             async move { exporting.run().await }
-        })?;
+        });
+        let push = push.await?;
         Ok(told(push, request.wait_ms).await)
     }
 
-    fn sending<F: Future<Output = Result<PushedBundle, ApiError>> + Send + 'static>(
-        &self,
+    async fn sending<F: Future<Output = Result<PushedBundle, ApiError>> + Send + 'static>(
+        self: &Arc<Self>,
         fence: Fence,
         image: ImageId,
         kernel: Option<&VmKernel>,
         begin: impl FnOnce(Given) -> F,
     ) -> Result<Push, ApiError> {
+        let (store, kernel) = (self.clone(), kernel.cloned());
+        let read = tokio::task::spawn_blocking(move || store.to_send(image, kernel)).await;
+        let (rootfs, image, kernel) =
+            read.map_err(|error| ApiError::internal(format!("the image was not read: {error}")))??;
+        let mut all = self.pushes.all();
+        // With the pushes in hand: a discard notes its epoch before it looks for one.
         if let Some(seen) = self.discarded().get(&fence.operation).filter(|seen| fence.epoch <= **seen) {
             return Err(stale(fence, *seen));
         }
-        let rootfs = self.rootfs(image)?;
-        let record = read_record(&self.published(image))
-            .ok_or_else(|| ApiError::internal(format!("the record of the image {image} cannot be read")))?;
-        let kernel = kernel.map(|kernel| -> Result<_, ApiError> {
-            let objects = self.kernels()?;
-            objects.check(kernel)?;
-            Ok(Taken { objects, kernel: kernel.clone() })
-        });
-        let kernel = kernel.transpose()?;
-        let mut all = self.pushes.all();
         if let Some(push) = all.get_mut(&fence.operation) {
             if fence.epoch < push.epoch {
                 return Err(stale(fence, push.epoch));
@@ -130,11 +128,27 @@ impl ImageStore {
         progress.phase("packing", 0);
         let push = Push { epoch: fence.epoch, cancel: cancel.clone(), progress: progress.clone(), outcome };
         let dir = self.staging(fence.operation);
-        let work =
-            begin(Given { rootfs, image: record.image, kernel, dir, options: self.options.clone(), progress, cancel });
+        let work = begin(Given { rootfs, image, kernel, dir, options: self.options.clone(), progress, cancel });
         all.insert(fence.operation, push.clone());
         tokio::spawn(async move { drop(sender.send_replace(Some(work.await))) }.in_current_span());
         Ok(push)
+    }
+
+    /// An image's root filesystem and what it is, with the kernel it takes along. Blocking.
+    fn to_send(
+        &self,
+        image: ImageId,
+        kernel: Option<VmKernel>,
+    ) -> Result<(PathBuf, StagedImage, Option<Taken>), ApiError> {
+        let rootfs = self.rootfs(image)?;
+        let record = read_record(&self.published(image))
+            .ok_or_else(|| ApiError::internal(format!("the record of the image {image} cannot be read")))?;
+        let kernel = kernel.map(|kernel| -> Result<_, ApiError> {
+            let objects = self.kernels()?;
+            objects.check(&kernel)?;
+            Ok(Taken { objects, kernel })
+        });
+        Ok((rootfs, record.image, kernel.transpose()?))
     }
 }
 
