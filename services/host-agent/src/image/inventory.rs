@@ -86,8 +86,10 @@ fn list(root: &Path, after: Option<ImageId>) -> io::Result<Inventory> {
     }
     ids.sort_unstable();
     ids.retain(|id| after.is_none_or(|after| *id > after));
-    inventory.more = ids.len() > PAGE;
-    inventory.images = ids.into_iter().take(PAGE).filter_map(|id| image(root, id)).collect();
+    // A page is full, or the last one: what was removed since it was listed takes no place in it.
+    let mut ids = ids.into_iter();
+    inventory.images = ids.by_ref().filter_map(|id| image(root, id)).take(PAGE).collect();
+    inventory.more = ids.next().is_some();
     if after.is_some() {
         inventory.strays.clear();
         return Ok(inventory);

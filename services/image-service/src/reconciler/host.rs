@@ -72,8 +72,12 @@ impl Round<'_> {
             all.strays.extend(page.strays);
             all.cache_blobs += page.cache_blobs;
             all.cache_bytes += page.cache_bytes;
-            if !page.more || empty {
+            if !page.more {
                 return Ok(all);
+            }
+            if empty {
+                // Where to go on nobody knows, and what was not listed is not missing.
+                return Err(ApiError::unavailable("its listing breaks off"));
             }
         }
     }
