@@ -38,7 +38,7 @@ impl Failure {
 
     /// Of a request that brought no answer, or whose answer broke off.
     pub(super) fn broken(registry: &str, error: &reqwest::Error) -> Self {
-        let text = files::chain(error);
+        let text = told(error);
         if error.is_redirect() || error.is_builder() {
             return Self::elsewhere(ApiError::failed_precondition(format!(
                 "{registry} sends the download to where it cannot go: {text}"
@@ -62,6 +62,16 @@ impl Failure {
             }
             _ => Self::elsewhere(ApiError::failed_precondition(format!("{registry} answers {status} for {what}"))),
         }
+    }
+}
+
+/// Why a request failed, without where it was sent: where a registry sends on to may be an address that stands for a password, as those that
+/// storage signs for an hour.
+pub(super) fn told(error: &reqwest::Error) -> String {
+    let text = files::chain(error);
+    match error.url() {
+        Some(url) => text.replace(&format!(" for url ({url})"), ""),
+        None => text,
     }
 }
 
@@ -91,6 +101,16 @@ mod tests {
         assert_eq!(after("Tue, 14 Nov 2000 22:14:20 GMT"), Some(Duration::ZERO));
         assert_eq!(after("soon"), None);
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[tokio::test]
+    async fn an_error_does_not_tell_the_address_it_was_sent_to() {
+        // A port that nobody listens at any more.
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = reqwest::get(format!("http://{gone}/blob?X-Amz-Signature=abc")).await.unwrap_err();
+        assert!(files::chain(&error).contains("Signature"));
+        let told = Failure::broken("registry.example", &error).error.message;
+        assert!(!told.contains("Signature") && told.contains("refused"), "{told}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use futures::{StreamExt, stream::BoxStream};
 use reqwest::Response;
 use tokio::time::timeout;
 
-use super::answer::Failure;
+use super::answer::{Failure, told};
 
 /// The bytes a second that a registry gives at least: less is a stall in disguise.
 const RATE_MIN: u64 = 4 << 10;
@@ -60,7 +60,7 @@ impl Body {
             Err(_) => Err(self.stalled()),
             Ok(Some(Err(error))) => Err(Failure::again(ApiError::unavailable(format!(
                 "the download of {digest} from {registry} broke: {}",
-                crate::files::chain(&error)
+                told(&error)
             )))),
             Ok(Some(Ok(chunk))) => {
                 self.came += chunk.len() as u64;
