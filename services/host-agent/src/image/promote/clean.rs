@@ -22,8 +22,9 @@ fn lease(name: &str) -> bool {
 }
 
 /// Files that are removed: whoever needs them makes them anew (machine-id(5), sshd(8), random-seed(8), dhclient(8)).
-const TRACES: [Trace; 12] = [
+const TRACES: [Trace; 13] = [
     Trace { dir: "/etc/ssh", is: |name| name.starts_with("ssh_host_") },
+    Trace { dir: "/etc/dropbear", is: |name| name.starts_with("dropbear_") && name.ends_with("_host_key") },
     Trace { dir: "/var/lib/dbus", is: |name| name == "machine-id" },
     Trace { dir: "/var/lib/systemd", is: |name| matches!(name, "random-seed" | "credential.secret") },
     Trace { dir: "/var/lib/urandom", is: |name| name == "random-seed" },
