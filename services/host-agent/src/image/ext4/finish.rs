@@ -9,7 +9,7 @@ use super::{
     BLOCK, Error, Writer,
     contents::{EXTENT_MAX, Placed, Run},
     inode::{DIRECTORY, FILE, SIZE},
-    space::{GROUP, Space, TABLE, has_superblock},
+    space::{GROUP, GROUPS_MAX, Space, TABLE, has_superblock, too_large},
     superblock::{self, Summary},
 };
 
@@ -80,6 +80,9 @@ impl Plan {
             // More groups need more tables, never fewer, so this comes to an end.
             let plan = Self::of(space.clone(), groups, inodes, free)?;
             let needed = plan.blocks.div_ceil(GROUP);
+            if needed > GROUPS_MAX {
+                return Err(too_large());
+            }
             if needed <= groups {
                 return Ok(plan);
             }

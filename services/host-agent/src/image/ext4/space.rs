@@ -8,7 +8,12 @@ pub(super) const GROUP: u64 = 32768;
 /// Blocks kept for group descriptors behind each superblock: those in use and those to grow into, up to 2 TiB.
 pub(super) const TABLE: u64 = 128;
 /// Groups that so many blocks of descriptors (32 bytes each) describe.
-const GROUPS_MAX: u64 = TABLE * 128;
+pub(super) const GROUPS_MAX: u64 = TABLE * 128;
+
+/// The error of what has more than [`GROUPS_MAX`].
+pub(super) fn too_large() -> Error {
+    Error::Refused("the image needs more than the 2 TiB a filesystem may have".to_owned())
+}
 
 /// Whether a group begins with a superblock (feature `sparse_super`): 0, 1, and the powers of 3, 5 and 7.
 pub(super) fn has_superblock(group: u64) -> bool {
@@ -42,7 +47,7 @@ impl Space {
     pub(super) fn take(&mut self, wanted: u64) -> Result<(u64, u64), Error> {
         let group = self.next / GROUP;
         if group >= GROUPS_MAX {
-            return Err(Error::Refused("the image needs more than the 2 TiB a filesystem may have".to_owned()));
+            return Err(too_large());
         }
         if self.next.is_multiple_of(GROUP) && has_superblock(group) {
             self.next += 1 + TABLE;
