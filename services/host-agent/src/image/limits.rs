@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-/// The most entries a host can be told to take: what numbers the names of one image.
-pub const ENTRIES_MAX: u64 = (1 << 24) - 3;
+/// The most entries a host can be told to take: what numbers the names of one image, but for those that one last entry may make of its own.
+pub const ENTRIES_MAX: u64 = (1 << 24) - 3 - ENTRIES_SPARE;
+/// The most directories that one entry's path leads to the making of, with room to spare.
+pub(super) const ENTRIES_SPARE: u64 = 10_000;
 
 /// The limits of one staging.
 #[derive(Clone, Copy, Debug)]

@@ -2,13 +2,15 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use crate::image::limits::{ENTRIES_MAX, ENTRIES_SPARE};
+
 /// A place that was never used.
 const EMPTY: u32 = 0;
 /// A place whose entry went.
 const GONE: u32 = u32::MAX;
 /// Of a place, the bits that say which entry it is; the rest are of its hash.
 const ENTRY: u32 = (1 << 24) - 1;
-const _: () = assert!(crate::image::limits::ENTRIES_MAX == ENTRY as u64 - 2);
+const _: () = assert!(ENTRIES_MAX + ENTRIES_SPARE == ENTRY as u64 - 2);
 
 /// The table. Entries are numbers; whoever has them tells whether one is the name that is looked for.
 pub(super) struct Index {
