@@ -236,7 +236,10 @@ fn create(path: &Path) -> io::Result<File> {
 fn inside_path(path: &str) -> Option<Inside<'_>> {
     let path = path.strip_prefix("./").or_else(|| path.strip_prefix('/')).unwrap_or(path);
     let path = path.strip_prefix("usr/").unwrap_or(path);
-    if path.len() > PATH_MAX || path.contains('\0') || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+    if path.len() > PATH_MAX
+        || path.contains(char::is_control)
+        || path.split('/').any(|part| matches!(part, "" | "." | ".."))
+    {
         return None;
     }
     if let Some(file) = path.strip_prefix("boot/") {
@@ -279,6 +282,7 @@ mod tests {
             "lib/modules/6.1/modules.dep",
             "boot/config-6",
             "lib/modules/6.1/updates/a.ko",
+            "lib/modules/6.1/kernel/a.ko\n0123  kernel/b.ko",
         ] {
             assert!(!is(path), "{path}");
         }
