@@ -6,6 +6,11 @@ use bytes::{Buf, Bytes};
 use contract::stream::{Packet, WINDOW};
 use sha2::{Digest, Sha256};
 
+/// Below so many bytes a piece is not kept by itself.
+const SMALL: usize = 4 << 10;
+/// How long what small pieces are put together to becomes.
+const JOINED: usize = 64 << 10;
+
 /// What a packet did.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
@@ -49,8 +54,27 @@ impl Receiver {
         }
         self.hasher.update(&data);
         self.received += data.len() as u64;
-        self.pending.push_back(data);
+        self.keep(data);
         Taken::New
+    }
+
+    /// Small pieces are put together: by itself each would keep the message it came in, and the buffer that was read into.
+    fn keep(&mut self, data: Bytes) {
+        if data.len() >= SMALL {
+            return self.pending.push_back(data);
+        }
+        let joined = match self.pending.pop_back() {
+            Some(last) if last.len() < JOINED => match last.try_into_mut() {
+                Ok(mut last) => {
+                    last.extend_from_slice(&data);
+                    return self.pending.push_back(last.freeze());
+                }
+                Err(last) => Some(last),
+            },
+            last => last,
+        };
+        self.pending.extend(joined);
+        self.pending.push_back(Bytes::copy_from_slice(&data));
     }
 
     pub(super) fn fin(&mut self, length: u64, digest: [u8; 32]) -> Taken {
@@ -107,5 +131,35 @@ impl Receiver {
     pub(super) fn acknowledgement(&self, resend: bool) -> Packet {
         let received = self.received + u64::from(self.finished);
         Packet::Ack { received, limit: self.delivered + WINDOW, resend }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_are_kept_together_and_come_in_order() {
+        let mut receiver = Receiver::new();
+        let (mut sent, mut read) = (Vec::new(), Vec::new());
+        for n in 0..100_000usize {
+            let piece = if n % 1000 == 999 { vec![n as u8; SMALL] } else { vec![n as u8; 1 + n % 2] };
+            assert_eq!(receiver.data(sent.len() as u64, Bytes::from(piece.clone())), Taken::New);
+            sent.extend(piece);
+            assert!(receiver.pending.len() < 300, "{}", receiver.pending.len());
+            // The reader takes a little now and then, also from the middle of what is kept.
+            while sent.len() - read.len() > WINDOW as usize / 2 {
+                let front = receiver.front().unwrap();
+                let count = front.len().min(777);
+                read.extend_from_slice(&front[..count]);
+                receiver.deliver(count);
+            }
+        }
+        while let Some(front) = receiver.front() {
+            read.extend_from_slice(front);
+            let count = front.len();
+            receiver.deliver(count);
+        }
+        assert!(read == sent);
     }
 }
