@@ -43,6 +43,8 @@ const TIME: Duration = Duration::from_secs(30 * 60);
 const MEMORY: u64 = 2 << 30;
 /// Descriptors it may have.
 const DESCRIPTORS: u64 = 64;
+/// Processes and threads it may have, with those of other tools of the same user.
+const PROCESSES: u64 = 64;
 /// Bytes of what it says that are kept; the rest is read and dropped.
 const OUTPUT: usize = 4 << 20;
 /// Longest pause between two looks whether it has ended.
@@ -288,6 +290,7 @@ fn confine(keep: &[RawFd], user: Option<u32>, bytes: u64, parent: Pid) -> io::Re
         setrlimit(resource, limit, limit)?;
     }
     if let Some(user) = user {
+        setrlimit(Resource::RLIMIT_NPROC, PROCESSES, PROCESSES)?;
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)?;
         setgroups(&[])?;
         setgid(Gid::from_raw(user))?;
@@ -338,9 +341,18 @@ mod tests {
             assert!(text.contains("from outside"), "{text}");
             if nix::unistd::geteuid().is_root() {
                 assert!(text.contains("Permission denied"), "{text}");
-                let said = patient.run("sh", &["-c", "id -u; cat /proc/net/dev; ulimit -f"], &[], b"", &[]).unwrap();
+                let said = patient
+                    .run(
+                        "sh",
+                        &["-c", "id -u; cat /proc/net/dev; ulimit -f; for n in $(seq 99); do sleep 9 & done"],
+                        &[],
+                        b"",
+                        &[],
+                    )
+                    .unwrap();
                 let text = String::from_utf8_lossy(&said.output).into_owned();
                 assert!(!text.starts_with("0\n") && !text.contains("eth"), "{text}");
+                assert!(text.to_lowercase().contains("fork"), "it has as many processes as it likes: {text}");
             }
         });
     }
