@@ -1,6 +1,7 @@
 //! A **tool** of e2fsprogs or the like, run on a filesystem in a file that anybody may have written: as a user who owns nothing but that
 //! file, without a network, within limits of time and memory, and ended when its staging is.
 
+mod alone;
 mod stream;
 
 use std::{
@@ -292,13 +293,14 @@ fn confine(keep: &[RawFd], user: Option<u32>, bytes: u64, parent: Pid) -> io::Re
     if let Some(user) = user {
         setrlimit(Resource::RLIMIT_NPROC, PROCESSES, PROCESSES)?;
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC)?;
+        alone::become_first(parent)?;
         setgroups(&[])?;
         setgid(Gid::from_raw(user))?;
         setuid(Uid::from_raw(user))?;
     }
     prctl::set_no_new_privs()?;
     // After the change of the user, which takes it away.
-    end_with(parent)
+    if user.is_some() { Ok(prctl::set_pdeathsig(Signal::SIGKILL)?) } else { end_with(parent) }
 }
 
 /// Ends this process when the thread that started it ends. To be called between fork and exec.
@@ -354,6 +356,23 @@ mod tests {
                 assert!(!text.starts_with("0\n") && !text.contains("eth"), "{text}");
                 assert!(text.to_lowercase().contains("fork"), "it has as many processes as it likes: {text}");
             }
+        });
+    }
+
+    #[test]
+    fn what_a_tool_leaves_behind_ends_with_it_and_its_end_is_told() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: only root has namespaces of processes");
+            return;
+        }
+        let (dir, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        patient(dir.path(), &cancel, |patient| {
+            let began = Instant::now();
+            let said = patient.run("sh", &["-c", "setsid sleep 1000 & echo $$; exit 3"], &[], b"", &[]).unwrap();
+            assert_eq!((said.code(), said.last_line().as_str()), (Some(3), "1"), "{said:?}");
+            let said = patient.run("sh", &["-c", "sh -c 'kill -SEGV $$'; exit $?"], &[], b"", &[]).unwrap();
+            assert_eq!(said.code(), Some(139), "{said:?}");
+            assert!(began.elapsed() < Duration::from_secs(300), "something went on: {:?}", began.elapsed());
         });
     }
 
