@@ -98,10 +98,11 @@ impl<T: Clone + Send + Sync + 'static> Tasks<T> {
     where
         F: Future<Output = Result<T, ApiError>> + Send + 'static,
     {
+        let mut all = self.all();
+        // With the tasks in hand: a discard notes its epoch before it looks for one.
         if let Some(seen) = self.discarded().get(&fence.operation).filter(|seen| fence.epoch <= **seen) {
             return Err(stale(fence, *seen));
         }
-        let mut all = self.all();
         if let Some(task) = all.get_mut(&fence.operation) {
             if fence.epoch < task.epoch {
                 return Err(stale(fence, task.epoch));
@@ -123,6 +124,11 @@ impl<T: Clone + Send + Sync + 'static> Tasks<T> {
     /// # Errors
     /// `aborted` for a stale epoch.
     pub async fn end(&self, fence: Fence) -> Result<(), ApiError> {
+        {
+            let mut discarded = self.discarded();
+            let seen = discarded.entry(fence.operation).or_insert(fence.epoch);
+            *seen = (*seen).max(fence.epoch);
+        }
         let task = self.all().get(&fence.operation).cloned();
         if let Some(mut task) = task {
             if fence.epoch < task.epoch {
@@ -131,18 +137,18 @@ impl<T: Clone + Send + Sync + 'static> Tasks<T> {
             task.reins.cancel.cancel();
             drop(task.outcome.wait_for(Option::is_some).await);
         }
-        {
-            let mut discarded = self.discarded();
-            let seen = discarded.entry(fence.operation).or_insert(fence.epoch);
-            *seen = (*seen).max(fence.epoch);
-        }
         self.forget(fence.operation);
         Ok(())
     }
 
-    /// Forgets a task that ended, so that the next command begins it anew.
+    /// Forgets a task that ended, so that the next command begins it anew. One that a later command has begun meanwhile stays.
     pub fn forget(&self, operation: OperationId) {
-        self.all().remove(&operation);
+        let mut all = self.all();
+        // One that panicked has no outcome, and nobody who could give one.
+        let ended = |task: &Task<T>| task.outcome.borrow().is_some() || task.outcome.has_changed().is_err();
+        if all.get(&operation).is_some_and(ended) {
+            all.remove(&operation);
+        }
     }
 }
 
@@ -166,6 +172,8 @@ mod tests {
         };
         let task = tasks.begin(fence(operation, 2), endless).unwrap();
         assert_eq!(tasks.begin(fence(operation, 1), endless).err().unwrap().code, ErrorCode::Aborted);
+        // A late answer to an earlier one's failure does not take it out of sight.
+        tasks.forget(operation);
         let joined = tasks.begin(fence(operation, 3), |_| async { Ok(1) }).unwrap();
         tokio::task::yield_now().await;
         assert_eq!(joined.wait(Duration::ZERO).await.unwrap_err(), 7);
