@@ -45,6 +45,22 @@ async fn a_kernel_is_imported_booted_elsewhere_and_removed_when_nobody_needs_it(
     refused(&lab, &["kernel", "rm", "mine"], "failed_precondition", 5).await;
     lab.must(&["vm", "restart", "web"]).await;
     assert_eq!(running().await, release);
+    // A host whose files are gone is sent them again; when nobody has them, what to do is said, and a VM that runs is not stopped for it.
+    let lose = |host: &str| {
+        std::fs::remove_dir_all(lab.state_dir(host).join("kernel-objects").join(mine["id"].as_str().unwrap()))
+    };
+    lab.must(&["vm", "stop", "web"]).await;
+    lose(&two).unwrap();
+    lab.must(&["vm", "start", "web"]).await;
+    assert_eq!(running().await, release);
+    lose(&one).unwrap();
+    lose(&two).unwrap();
+    let error = refused(&lab, &["vm", "restart", "web"], "failed_precondition", 5).await;
+    assert!(error["error"]["hint"].as_str().unwrap().contains("warren kernel import mine"), "{error}");
+    assert_eq!(running().await, release);
+    lab.must(&["kernel", "import", "mine", &file, &modules, "--host", &two]).await;
+    lab.must(&["vm", "restart", "web"]).await;
+    assert_eq!(running().await, release);
     let text = lab.must(&["kernel", "default", "mine"]).await;
     assert!(text.contains("VMs boot mine"), "{text}");
     lab.must(&["image", "kernel", "bb", "mine"]).await;

@@ -17,6 +17,7 @@ pub mod handlers;
 pub mod handles;
 pub mod image;
 pub mod kernel;
+pub mod listing;
 pub mod memory;
 pub mod net;
 pub mod registration;

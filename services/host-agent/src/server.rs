@@ -22,7 +22,7 @@ use crate::{
     handlers::{self, workspace::Workspaces},
     handles::VmDirs,
     image::{ImageStore, Sources},
-    kernel::{self, KernelObjects, Kernels},
+    kernel::{self, KernelObjects, KernelOptions, Kernels},
     net::Lab,
     registration::Registration,
     usage::Meter,
@@ -107,8 +107,9 @@ fn prepare(
     let qemu = Qemu::new(probe::kvm_works(config.acceleration, &config.state_dir, &boot));
     tracing::info!(vmm = qemu.name(), kernel = %boot.release, "guests run under this");
     let images = ImageStore::open(&config.state_dir, config.images.clone()).context("the images cannot be opened")?;
-    let objects = KernelObjects::open(&config.state_dir, config.kernels.iter().cloned().collect())
-        .context("the lab's kernels cannot be opened")?;
+    let options =
+        KernelOptions { allowed: config.kernels.iter().cloned().collect(), high_water: config.images.high_water };
+    let objects = KernelObjects::open(&config.state_dir, options).context("the lab's kernels cannot be opened")?;
     images.keep_kernels(objects.clone());
     let lab = Lab::with_pool(&config.host, config.uplink, config.tap_pool);
     let deps = Deps {
@@ -191,6 +192,7 @@ async fn serve_kernels(service: &Service, host: &HostId, bus: &Bus, vms: &Arc<Vm
     command!(service, host, agent::KernelPublish, kernels, |all, request| all.0.publish(request).await);
     command!(service, host, agent::KernelDiscard, kernels, |all, request| all.0.discard(&request).await.map(empty));
     command!(service, host, agent::KernelRemove, kernels, |all, request| all.0.remove(&request).await.map(empty));
+    command!(service, host, agent::KernelInventory, kernels, |all, request| all.0.inventory(&request).await);
     command!(service, host, agent::KernelSend, kernels, |all, request| all.0.send(&all.1, &request).await.map(empty));
     Ok(())
 }

@@ -141,6 +141,14 @@ impl<T: Clone + Send + Sync + 'static> Tasks<T> {
         Ok(())
     }
 
+    /// Whether an operation's task goes on, and the highest epoch seen of it.
+    pub fn activity(&self, operation: OperationId) -> (bool, i64) {
+        let task = self.all().get(&operation).map(|task| (task.outcome.borrow().is_none(), task.epoch));
+        let discarded = self.discarded().get(&operation).copied().unwrap_or(0);
+        let (working, epoch) = task.unwrap_or_default();
+        (working, epoch.max(discarded))
+    }
+
     /// Forgets a task that ended, so that the next command begins it anew. One that a later command has begun meanwhile stays.
     pub fn forget(&self, operation: OperationId) {
         let mut all = self.all();

@@ -20,7 +20,7 @@ use contract::{
 };
 use host_agent::{
     image::{ImageOptions, ImageStore, Limits},
-    kernel::KernelObjects,
+    kernel::{KernelObjects, KernelOptions},
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -38,7 +38,8 @@ fn store(state: &Path, limits: Limits) -> Arc<ImageStore> {
 
 /// The kernels of a host; what lies in its directory `offered` may be imported.
 fn kernels(state: &Path) -> Arc<KernelObjects> {
-    KernelObjects::open(state, vec![state.join("offered")]).unwrap()
+    let options = KernelOptions { allowed: vec![state.join("offered")], high_water: 100 };
+    KernelObjects::open(state, options).unwrap()
 }
 
 fn fence() -> Fence {

@@ -28,6 +28,25 @@ async fn a_vm_has_its_kernel_for_life_and_it_comes_to_its_host() {
     assert_eq!(lab.vm("db").await.booted.unwrap().id, default.id);
     lab.order::<vm::Restart>("web").await.unwrap();
     assert_eq!(lab.vm("web").await.booted.unwrap().id, odd.id);
+    // A host that has lost it is sent it again before the VM starts; what boots its host's own kernel needs none.
+    let placed = async || {
+        lab.sql
+            .query_one("select count(*) from operations.operation where kind = 'kernel.place'", &[])
+            .await
+            .unwrap()
+            .get::<_, i64>(0)
+    };
+    let before = placed().await;
+    two.lose_kernels();
+    lab.order::<vm::Restart>("web").await.unwrap();
+    assert_eq!(placed().await, before + 1);
+    lab.order::<vm::Stop>("web").await.unwrap();
+    lab.order::<vm::Start>("web").await.unwrap();
+    lab.order::<vm::Start>("web").await.unwrap();
+    assert_eq!(placed().await, before + 2, "what runs already needs no kernel");
+    one.lose_kernels();
+    lab.order::<vm::Restart>("plain").await.unwrap();
+    assert_eq!(placed().await, before + 2);
     for vm in ["web", "db", "plain"] {
         lab.order::<vm::Delete>(vm).await.unwrap();
     }

@@ -22,8 +22,8 @@ pub use image::{
 };
 pub use inventory::{ImageHere, Inventory, InventoryRequest, ReclaimRequest, STRAYS_MAX, StagingHere};
 pub use kernel::{
-    PublishKernelRequest, RemoveKernelRequest, SendKernelRequest, StageKernelRequest, StageKernelSource,
-    StageKernelStatus, StagedKernel, VmKernel,
+    KernelHere, KernelInventoryRequest, KernelsHere, PublishKernelRequest, RemoveKernelRequest, SendKernelRequest,
+    StageKernelRequest, StageKernelSource, StageKernelStatus, StagedKernel, VmKernel,
 };
 pub use transfer::{ExportChangesRequest, ForgetRequest, ImportFrom, ImportRequest, TransferRequest};
 pub use vm::{
@@ -127,6 +127,8 @@ agent_verbs! {
     KernelDiscard = "kernel.discard", deadline::AGENT, DiscardRequest => Empty;
     /// Removes a published kernel's files.
     KernelRemove = "kernel.remove", deadline::AGENT, RemoveKernelRequest => Empty;
+    /// Lists what the host has of kernels, or tells whether it has one.
+    KernelInventory = "kernel.inventory", deadline::AGENT, KernelInventoryRequest => KernelsHere;
     /// Opens a byte stream and sends a kernel on it.
     KernelSend = "kernel.send", deadline::QUICK, SendKernelRequest => Empty;
     /// Lists what the host has of images, published and staged.

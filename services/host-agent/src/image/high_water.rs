@@ -1,4 +1,4 @@
-//! The **high-water mark** of the host's disk: images stop coming before it is full, for the VMs' disks grow too.
+//! The **high-water mark** of the host's disk: images and kernels stop coming before it is full, for the VMs' disks grow too.
 
 use std::path::{Path, PathBuf};
 
@@ -6,19 +6,19 @@ use contract::ApiError;
 
 use super::storage_error;
 
-/// How full the disk may become by images when nothing else is said, in percent.
+/// How full the disk may become by images and kernels when nothing else is said, in percent.
 pub const HIGH_WATER: u8 = 90;
 
 /// The mark of one filesystem.
 #[derive(Clone, Debug)]
-pub(super) struct HighWater {
+pub(crate) struct HighWater {
     dir: PathBuf,
     percent: u8,
 }
 
 impl HighWater {
     /// Of the filesystem of `dir`; 100 percent is no mark.
-    pub(super) fn new(dir: &Path, percent: u8) -> Self {
+    pub(crate) fn new(dir: &Path, percent: u8) -> Self {
         Self { dir: dir.to_owned(), percent }
     }
 
@@ -26,7 +26,7 @@ impl HighWater {
     ///
     /// # Errors
     /// `resource_exhausted`, or the filesystem cannot be asked.
-    pub(super) fn check(&self) -> Result<(), ApiError> {
+    pub(crate) fn check(&self) -> Result<(), ApiError> {
         if self.percent >= 100 {
             return Ok(());
         }
@@ -35,10 +35,12 @@ impl HighWater {
             return Ok(());
         }
         Err(ApiError::resource_exhausted(format!(
-            "the host's disk is {full:.1} % full, and images may fill it to {} % (WARREN_DISK_HIGH_WATER)",
+            "the host's disk is {full:.1} % full, and images and kernels may fill it to {} % (WARREN_DISK_HIGH_WATER)",
             self.percent
         ))
-        .hint("remove images with `warren image rm` or VMs, or give the host more disk"))
+        .hint(
+            "remove images with `warren image rm`, kernels with `warren kernel rm` or VMs, or give the host more disk",
+        ))
     }
 }
 

@@ -1,12 +1,7 @@
 //! The **inventory**: what stands in this host's directories of images, as image-service compares it with its rows. And the
 //! sweep of what was about to be removed when an agent died.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fs, io, path::Path, time::Duration};
 
 use contract::{
     ApiError, ImageId, OperationId,
@@ -18,16 +13,16 @@ use super::{
     place::{TRASH, damage},
     read_record, storage_error,
 };
-use crate::files;
+use crate::{
+    files,
+    listing::{age, disk_bytes, names},
+};
 
 /// The images of one page: at some 300 bytes each, a reply is far below what NATS carries.
 const PAGE: usize = 1000;
 
 /// The stagings named at the most: many more than ever run at once.
 const STAGINGS_MAX: usize = 1000;
-
-/// How deep a directory is looked into for its size.
-const DEPTH_MAX: usize = 8;
 
 impl ImageStore {
     /// Lists a page of what is here.
@@ -108,16 +103,6 @@ fn list(root: &Path, after: Option<ImageId>) -> io::Result<Inventory> {
     Ok(inventory)
 }
 
-/// What is in a directory, and whether it is a directory itself.
-fn names(dir: &Path) -> io::Result<Vec<(String, bool)>> {
-    fs::read_dir(dir)?
-        .map(|entry| {
-            let entry = entry?;
-            Ok((entry.file_name().to_string_lossy().into_owned(), entry.file_type()?.is_dir()))
-        })
-        .collect()
-}
-
 /// Nothing when it was removed meanwhile.
 fn image(root: &Path, image: ImageId) -> Option<ImageHere> {
     let place = root.join("images").join(image.to_string());
@@ -132,7 +117,7 @@ fn image(root: &Path, image: ImageId) -> Option<ImageHere> {
         digest: record.as_ref().map(|record| record.image.digest.clone()),
         damage,
         operations: record.map(|record| record.operations()).unwrap_or_default(),
-        disk_bytes: disk_bytes(&place, DEPTH_MAX),
+        disk_bytes: disk_bytes(&place),
         age_s: age(&metadata).as_secs(),
     })
 }
@@ -141,23 +126,5 @@ fn staging(root: &Path, operation: OperationId) -> Option<StagingHere> {
     let dir = root.join("staging").join(operation.to_string());
     let metadata = fs::symlink_metadata(&dir).ok()?;
     let age_s = age(&metadata).as_secs();
-    Some(StagingHere { operation, working: false, epoch: 0, disk_bytes: disk_bytes(&dir, DEPTH_MAX), age_s })
-}
-
-/// Since when a file is as it is. Not its modification time, which archives and tools set as they like.
-fn age(metadata: &fs::Metadata) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.saturating_sub(Duration::from_secs(metadata.ctime().try_into().unwrap_or_default()))
-}
-
-/// What the files below a directory take; what goes meanwhile counts for nothing. Links are not followed.
-fn disk_bytes(dir: &Path, depth: usize) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() && depth > 0 => disk_bytes(&entry.path(), depth - 1),
-            Ok(metadata) => metadata.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
+    Some(StagingHere { operation, working: false, epoch: 0, disk_bytes: disk_bytes(&dir), age_s })
 }

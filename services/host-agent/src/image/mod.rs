@@ -57,7 +57,7 @@ pub use registry::{Mirror, parse_mirrors};
 
 use crate::{files, kernel::KernelObjects};
 use cache::Cache;
-use high_water::HighWater;
+pub(crate) use high_water::HighWater;
 use manifest::Resolved;
 use progress::Reporter;
 use source::Source;

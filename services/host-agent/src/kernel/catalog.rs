@@ -161,13 +161,13 @@ fn only(dir: &Path, fits: impl Fn(&str) -> bool) -> Result<PathBuf, KernelError>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::KernelOptions, *};
 
     #[test]
     fn kernels_are_found_by_name_and_what_is_wrong_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let default = BootFiles { vmlinux: "/v".into(), initramfs: "/i".into(), release: "6.1".into() };
-        let objects = KernelObjects::open(&dir.path().join("state"), vec![]).unwrap();
+        let objects = KernelObjects::open(&dir.path().join("state"), KernelOptions::default()).unwrap();
         let new = |of| Kernels::new(default.clone(), dir.path(), of, Path::new("/agent"), objects.clone());
         let none = new(None);
         let odd: KernelName = "odd-6.12".parse().unwrap();

@@ -6,6 +6,7 @@ mod catalog;
 mod check;
 mod identity;
 mod initramfs;
+mod inventory;
 mod making;
 mod objects;
 mod offer;
@@ -26,7 +27,7 @@ use std::{
 pub use catalog::Kernels;
 use making::Making;
 pub use making::prune;
-pub use objects::KernelObjects;
+pub use objects::{KernelObjects, KernelOptions};
 pub use offer::OfferError;
 use sha2::{Digest, Sha256};
 
@@ -150,7 +151,7 @@ mod tests {
         let mut package = ar::Builder::new(package);
         package.append(&ar::Header::new(b"data.tar.zst".to_vec(), data.len() as u64), &data[..]).unwrap();
         drop(package);
-        let objects = KernelObjects::open(state.path(), vec![]).unwrap();
+        let objects = KernelObjects::open(state.path(), KernelOptions::default()).unwrap();
         let catalog = Kernels::new(files.clone(), state.path(), Some(&kernels), &agent, objects);
         let packaged = catalog.get(None, Some(&"packaged".parse().unwrap())).unwrap();
         assert_eq!(packaged.release, files.release);

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     files::{self, chain},
+    image::{HIGH_WATER, HighWater},
     tasks::{Reins, Tasks},
 };
 
@@ -40,11 +41,11 @@ pub(super) const ARCHITECTURE: &str = "amd64";
 /// The record that makes a directory whole.
 pub(super) const MANIFEST: &str = "manifest.json";
 /// The kernel's file, and the directory of its modules, as [`super::offer::Parts`] keeps them.
-const IMAGE: &str = "image";
-const MODULES: &str = "modules";
+pub(super) const IMAGE: &str = "image";
+pub(super) const MODULES: &str = "modules";
 /// How the directories of stagings, and of what is being removed, begin.
-const STAGING: &str = ".staging-";
-const TRASH: &str = ".trash-";
+pub(super) const STAGING: &str = ".staging-";
+pub(super) const TRASH: &str = ".trash-";
 /// Stagings nobody asked for this long are leaks.
 const STALE: Duration = Duration::from_secs(24 * 3600);
 /// How long a host waits until another takes what it sends: longer than a command to that host takes.
@@ -57,17 +58,32 @@ pub(super) struct Record {
     pub kernel: StagedKernel,
 }
 
-/// This host's kernels of the lab.
-pub struct KernelObjects {
-    root: PathBuf,
-    state_dir: PathBuf,
+/// How kernels are kept.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
     /// Directories whose files may be imported.
-    allowed: Vec<PathBuf>,
-    tasks: Tasks<StagedKernel>,
+    pub allowed: Vec<PathBuf>,
+    /// How full the disk may become by kernels, in percent; 100: as full as can be.
+    pub high_water: u8,
 }
 
-/// The error of a directory that cannot be worked on.
-async fn off_the_runtime<T: Send + 'static>(
+impl Default for KernelOptions {
+    fn default() -> Self {
+        Self { allowed: Vec::new(), high_water: HIGH_WATER }
+    }
+}
+
+/// This host's kernels of the lab.
+pub struct KernelObjects {
+    pub(super) root: PathBuf,
+    state_dir: PathBuf,
+    options: KernelOptions,
+    high_water: HighWater,
+    pub(super) tasks: Tasks<StagedKernel>,
+}
+
+/// Does what blocks.
+pub(super) async fn off_the_runtime<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -75,11 +91,11 @@ async fn off_the_runtime<T: Send + 'static>(
 }
 
 impl KernelObjects {
-    /// Opens the kernels below a state directory and removes what nobody will ask for again; files below `allowed` may be imported.
+    /// Opens the kernels below a state directory and removes what nobody will ask for again.
     ///
     /// # Errors
     /// The directory cannot be made or read.
-    pub fn open(state_dir: &Path, allowed: Vec<PathBuf>) -> io::Result<Arc<Self>> {
+    pub fn open(state_dir: &Path, options: KernelOptions) -> io::Result<Arc<Self>> {
         let root = state_dir.join("kernel-objects");
         fs::create_dir_all(&root)?;
         for entry in fs::read_dir(&root)? {
@@ -91,7 +107,8 @@ impl KernelObjects {
                 files::remove_dir(&entry.path())?;
             }
         }
-        Ok(Arc::new(Self { root, state_dir: state_dir.to_owned(), allowed, tasks: Tasks::default() }))
+        let high_water = HighWater::new(state_dir, options.high_water);
+        Ok(Arc::new(Self { root, state_dir: state_dir.to_owned(), options, high_water, tasks: Tasks::default() }))
     }
 
     fn staging(&self, operation: OperationId) -> PathBuf {
@@ -147,7 +164,8 @@ impl KernelObjects {
             operation,
             dir: self.staging(operation),
             digest: request.digest,
-            allowed: self.allowed.clone(),
+            allowed: self.options.allowed.clone(),
+            high_water: self.high_water.clone(),
             reins,
         };
         let span = tracing::info_span!("stage kernel", operation.id = %operation);
@@ -272,8 +290,14 @@ impl KernelObjects {
         archive: impl Read,
         cancel: &CancellationToken,
     ) -> Result<StagedKernel, ApiError> {
-        let reins = Reins::of(cancel.clone());
-        let staging = Staging { operation, dir: self.staging(operation), digest: None, allowed: Vec::new(), reins };
+        let staging = Staging {
+            operation,
+            dir: self.staging(operation),
+            digest: None,
+            allowed: Vec::new(),
+            high_water: self.high_water.clone(),
+            reins: Reins::of(cancel.clone()),
+        };
         staging.run_from(archive)
     }
 
@@ -380,6 +404,6 @@ fn hashed(dir: &Path, kernel: &StagedKernel) -> io::Result<String> {
     Ok(digest)
 }
 
-fn read_record(dir: &Path) -> Option<Record> {
+pub(super) fn read_record(dir: &Path) -> Option<Record> {
     serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()
 }

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     files::{self, chain},
+    image::HighWater,
     tasks::Reins,
 };
 
@@ -38,6 +39,8 @@ pub(super) struct Staging {
     pub digest: Option<String>,
     /// Directories whose files may be imported.
     pub allowed: Vec<PathBuf>,
+    /// How full the disk may become.
+    pub high_water: HighWater,
     pub reins: Reins,
 }
 
@@ -91,6 +94,7 @@ impl Staging {
     }
 
     fn taken(&self, take: impl FnOnce(&mut Parts<'_>) -> Result<(), ApiError>) -> Result<StagedKernel, ApiError> {
+        self.high_water.check()?;
         let free = files::free_bytes(&self.dir).map_err(|error| storage_error(&self.dir, &error))?;
         let kept = Limits::default().kept.min(free.saturating_sub(RESERVE));
         if kept < bzimage::KERNEL_MAX as u64 {
@@ -99,6 +103,8 @@ impl Staging {
         }
         let mut parts = Parts::new(&self.dir, Limits { kept, ..Limits::default() });
         take(&mut parts)?;
+        // What came may have been large, and more may have come beside it.
+        self.high_water.check()?;
         runtime::fault::point("agent/kernel.stage/unpacked");
         self.finish(&parts)
     }

@@ -6,8 +6,8 @@ use bus::{Bus, BusConfig, ByteStream};
 use contract::{
     ApiError, ErrorCode, KernelId, OperationId, SessionId,
     agent::{
-        DiscardRequest, Fence, PublishKernelRequest, RemoveKernelRequest, SendKernelRequest, StageKernelRequest,
-        StageKernelSource, StageKernelStatus, StagedKernel, VmKernel,
+        DiscardRequest, Fence, KernelInventoryRequest, PublishKernelRequest, RemoveKernelRequest, SendKernelRequest,
+        StageKernelRequest, StageKernelSource, StageKernelStatus, StagedKernel, VmKernel,
     },
 };
 use tempfile::TempDir;
@@ -15,7 +15,7 @@ use testkit::Nats;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    KernelObjects,
+    KernelObjects, KernelOptions,
     samples::{deb, plain, tar, vmlinux, xz},
 };
 
@@ -67,7 +67,8 @@ impl Host {
 }
 
 fn open(state: &Path) -> Arc<KernelObjects> {
-    KernelObjects::open(state, vec![state.join("offered")]).unwrap()
+    let options = KernelOptions { allowed: vec![state.join("offered")], high_water: 100 };
+    KernelObjects::open(state, options).unwrap()
 }
 
 fn fence() -> Fence {
@@ -209,4 +210,63 @@ async fn a_stream_that_breaks_or_is_called_off_leaves_nothing_and_may_come_again
     assert_eq!(host.entries(), Vec::<String>::new());
     let error = host.objects.stage(&bus, &request).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Aborted, "a late repeat begins nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_operations_that_bring_one_kernel_share_it_and_what_is_damaged_is_replaced() {
+    let (_nats, bus) = bus().await;
+    let host = Host::new();
+    host.offer("vmlinuz", &vmlinux("6.1"));
+    let (first, second, id) = (fence(), fence(), KernelId::new());
+    let staged = async |fence| host.stage(&bus, fence, StageKernelSource::Path(host.offered("vmlinuz"))).await.unwrap();
+    let kernel = staged(first).await;
+    assert_eq!(staged(second).await, kernel);
+    let publish = async |fence| host.objects.publish(PublishKernelRequest { fence, kernel: id }).await;
+    let here = async || {
+        let all = host.objects.inventory(&KernelInventoryRequest { only: None }).await.unwrap();
+        assert!(all.strays.is_empty(), "{all:?}");
+        let one = host.objects.inventory(&KernelInventoryRequest { only: Some(id) }).await.unwrap();
+        assert_eq!((&one.kernels, one.stagings.len()), (&all.kernels, 0));
+        (all.kernels.first().map(|here| (here.operation, here.damage.is_some())), all.stagings.len())
+    };
+    assert_eq!(here().await, (None, 2));
+    assert_eq!(publish(first).await.unwrap(), kernel);
+    // The second takes what is there, as often as it is told; were the first taken back, it has its own still.
+    for _ in 0..2 {
+        assert_eq!(publish(second).await.unwrap(), kernel);
+    }
+    assert_eq!(here().await, (Some((Some(first.operation), false)), 1));
+    host.objects.remove(&RemoveKernelRequest { fence: first, kernel: id }).await.unwrap();
+    assert_eq!(publish(second).await.unwrap(), kernel);
+    assert_eq!(here().await, (Some((Some(second.operation), false)), 0));
+    // What is cut, or changed in place, is not taken for the kernel.
+    let image = host.dir.path().join("kernel-objects").join(id.to_string()).join("image");
+    for damaged in [vmlinux("6.1")[..64].to_vec(), vec![0; vmlinux("6.1").len()]] {
+        fs::write(&image, &damaged).unwrap();
+        let cut = damaged.len() == 64;
+        assert_eq!(here().await.0.unwrap().1, cut);
+        let third = fence();
+        staged(third).await;
+        publish(third).await.unwrap();
+        assert_eq!(here().await, (Some((Some(third.operation), false)), 0));
+        assert_eq!(fs::read(&image).unwrap(), vmlinux("6.1"));
+    }
+    fs::write(host.dir.path().join("kernel-objects/notes"), "x").unwrap();
+    let all = host.objects.inventory(&KernelInventoryRequest { only: None }).await.unwrap();
+    assert_eq!(all.strays, ["kernel-objects/notes"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_over_its_high_water_mark_takes_no_kernel() {
+    let (_nats, bus) = bus().await;
+    let mut host = Host::new();
+    host.offer("vmlinuz", &vmlinux("6.1"));
+    let options = KernelOptions { allowed: vec![host.dir.path().join("offered")], high_water: 0 };
+    host.objects = KernelObjects::open(host.dir.path(), options).unwrap();
+    let error = host.path(&bus, "vmlinuz").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::ResourceExhausted, "{error}");
+    assert!(error.message.contains("WARREN_DISK_HIGH_WATER") && error.hint.is_some(), "{error}");
+    assert_eq!(host.entries(), Vec::<String>::new());
+    host.objects = open(host.dir.path());
+    host.path(&bus, "vmlinuz").await.unwrap();
 }

@@ -21,7 +21,7 @@ use host_agent::{
     disk::{self, Driver},
     handles::VmDirs,
     image::{ImageOptions, ImageStore},
-    kernel::{self, BootFiles, KernelObjects, Kernels},
+    kernel::{self, BootFiles, KernelObjects, KernelOptions, Kernels},
     net::Lab,
     vm::{Deps, Vms},
     vmm::qemu::Qemu,
@@ -94,7 +94,11 @@ impl Host {
                 self.dir.path(),
                 Some(&self.dir.path().join("other-kernels")),
                 &agent,
-                KernelObjects::open(self.dir.path(), vec![self.dir.path().join("other-kernels")]).unwrap(),
+                KernelObjects::open(
+                    self.dir.path(),
+                    KernelOptions { allowed: vec![self.dir.path().join("other-kernels")], high_water: 100 },
+                )
+                .unwrap(),
             ),
             reports,
         });

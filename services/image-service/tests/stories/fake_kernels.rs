@@ -9,8 +9,8 @@ use bus::{Bus, Service};
 use contract::{
     ApiError, HostId, KernelId, OperationId, SessionId,
     agent::{
-        KernelDiscard, KernelPublish, KernelRemove, KernelSend, KernelStage, StageKernelSource, StageKernelStatus,
-        StagedKernel,
+        KernelDiscard, KernelHere, KernelInventory, KernelPublish, KernelRemove, KernelSend, KernelStage, KernelsHere,
+        StageKernelSource, StageKernelStatus, StagedKernel, StagingHere,
     },
     host::Empty,
 };
@@ -27,6 +27,8 @@ struct State {
     sent: BTreeMap<SessionId, StagedKernel>,
     /// How many streams break before one comes whole.
     breaking: usize,
+    /// How old everything is, in seconds.
+    age_s: u64,
 }
 
 /// The kernels of all hosts.
@@ -52,7 +54,8 @@ impl FakeKernels {
                 let served = service.serve_agent::<$verb, _>(&id, move |_, $request| {
                     let (all, $host) = (all.clone(), here.clone());
                     async move {
-                        let mut $state = all.lock().unwrap();
+                        let mut guard = all.lock().unwrap();
+                        let $state = &mut *guard;
                         if $state.away.contains(&$host) {
                             return Err(ApiError::unavailable("the fake host is away"));
                         }
@@ -101,6 +104,29 @@ impl FakeKernels {
             state.kernels.remove(&(host, request.kernel));
             Ok(Empty {})
         });
+        command!(KernelInventory, |state, host, request| {
+            let kernels =
+                state.kernels.iter().filter(|((at, id), _)| *at == host && request.only.is_none_or(|only| only == *id));
+            let here =
+                |((_, kernel), (operation, there)): (&(HostId, KernelId), &(OperationId, StagedKernel))| KernelHere {
+                    kernel: *kernel,
+                    digest: Some(there.digest.clone()),
+                    damage: None,
+                    operation: Some(*operation),
+                    disk_bytes: 4096,
+                    age_s: state.age_s,
+                };
+            let staging = |operation: OperationId| StagingHere {
+                operation,
+                working: false,
+                epoch: 1,
+                disk_bytes: 512,
+                age_s: state.age_s,
+            };
+            let stagings = state.staging.keys().filter(|(at, _)| *at == host && request.only.is_none());
+            let stagings = stagings.map(|(_, operation)| staging(*operation)).collect();
+            Ok(KernelsHere { kernels: kernels.map(here).collect(), stagings, strays: vec![] })
+        });
         command!(KernelSend, |state, host, request| {
             let sent = state.kernels.get(&(host, request.kernel)).map(|(_, kernel)| kernel.clone());
             let sent = sent.ok_or_else(|| ApiError::failed_precondition("it is not here"))?;
@@ -118,6 +144,21 @@ impl FakeKernels {
 
     pub fn unstage(&self, host: &HostId, operation: OperationId) {
         self.state.lock().unwrap().staging.remove(&(host.clone(), operation));
+    }
+
+    /// The host's directory of the kernel is gone.
+    pub fn lose(&self, host: &str, kernel: KernelId) {
+        self.state.lock().unwrap().kernels.remove(&(host.parse().unwrap(), kernel));
+    }
+
+    /// The host's directory of the kernel is there, brought by that operation: back, or left.
+    pub fn leave(&self, host: &str, kernel: KernelId, by: OperationId, content: &str) {
+        let place = (host.parse().unwrap(), kernel);
+        self.state.lock().unwrap().kernels.insert(place, (by, self::kernel(content)));
+    }
+
+    pub fn set_age(&self, age_s: u64) {
+        self.state.lock().unwrap().age_s = age_s;
     }
 
     pub fn set_away(&self, host: &str, away: bool) {

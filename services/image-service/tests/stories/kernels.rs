@@ -230,3 +230,31 @@ async fn a_host_that_lacks_a_kernel_is_sent_it_and_a_delete_reaches_all() {
     assert_eq!(kernels.place(&kernel, "h2").await.unwrap_err().code, ErrorCode::NotFound);
     kernels.assert_nothing_left().await;
 }
+
+#[tokio::test]
+async fn a_host_that_lost_a_kernel_is_sent_it_again_or_what_to_do_is_said() {
+    let kernels = Kernels::start().await;
+    let kernel = kernels.imported("/srv/6.1", "stable").await;
+    kernels.place(&kernel, "h2").await.unwrap();
+    let both = [("h1".to_owned(), kernel.id), ("h2".to_owned(), kernel.id)];
+    for host in ["h1", "h2"] {
+        kernels.hosts.lose(host, kernel.id);
+        assert_eq!(kernel_of(&kernels.place(&kernel, host).await.unwrap()).hosts.len(), 2);
+        assert_eq!((kernels.hosts.published(), kernels.hosts.stagings()), (both.to_vec(), 0));
+    }
+    // Nobody has it any more.
+    for host in ["h1", "h2"] {
+        kernels.hosts.lose(host, kernel.id);
+    }
+    let error = kernels.place(&kernel, "h2").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::FailedPrecondition, "{error}");
+    assert!(error.message.contains("no other host has the kernel stable"), "{error}");
+    assert!(error.hint.unwrap().contains("warren kernel import stable FILE... --host h2"));
+    // The same files again are the same kernel, which is there again.
+    let request = json!({ "source": { "path": "/srv/6.1" }, "name": "stable", "host": "h2", "wait": true });
+    assert_eq!(kernel_of(&kernels.lab.call::<Import>(request, None).await.unwrap()).id, kernel.id);
+    assert_eq!(kernel_of(&kernels.place(&kernel, "h1").await.unwrap()).hosts.len(), 2);
+    assert_eq!(kernels.hosts.published(), both);
+    kernels.delete("stable").await.unwrap();
+    kernels.assert_nothing_left().await;
+}

@@ -3,7 +3,7 @@
 use bus::CallOptions;
 use contract::{
     ApiError, ErrorCode, HostId, ImageId, KernelName, VmId, VmName,
-    agent::VmKernel,
+    agent::{KernelInventory, KernelInventoryRequest, VmKernel},
     kernel::{Choose, ChooseRequest, Get, KernelRef, Place, PlaceRequest},
     operation::{self, Operation, OperationState, Seen, WaitRequest},
 };
@@ -55,6 +55,28 @@ pub async fn take(cx: &Context, vm: VmId, name: &VmName, kernel: &VmKernel) -> R
             ));
             Err(StepError::permanent(error.hint("`warren kernel ls` lists the kernels; create the VM again")))
         }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Has the kernel brought to the host where that has lost it: its directory was removed, or its disk replaced. A host that cannot be asked, or is
+/// too old for the question, is left to say itself what it lacks.
+///
+/// # Errors
+/// It cannot be brought there: no other host has it, and what to do then.
+pub async fn bring_back(cx: &Context, kernel: &VmKernel, host: &HostId) -> Result<(), StepError> {
+    let request = KernelInventoryRequest { only: Some(kernel.id) };
+    let here = tokio::select! {
+        here = cx.bus().command::<KernelInventory>(host, &request) => here,
+        () = cx.cancelled() => return cx.checkpoint(),
+    };
+    match here.map(|here| here.kernels.into_iter().next()) {
+        Ok(Some(here)) if here.damage.is_none() && here.digest.as_ref() == Some(&kernel.digest) => Ok(()),
+        Ok(_) => {
+            tracing::info!(kernel.id = %kernel.id, host.id = %host, "a host has lost a kernel");
+            bring(cx, kernel, host).await
+        }
+        Err(error) if error.code == ErrorCode::Unavailable => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use contract::{ApiError, ErrorCode, HostId, deadline, operation::VmResult, vm::VmState};
+use contract::{ApiError, ErrorCode, HostId, agent::VmKernel, deadline, operation::VmResult, vm::VmState};
 use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{
     Lab, VmOrder,
     agent::{self, Target},
-    rows,
+    kernel, rows,
 };
 use crate::{db::vm::Patch, domain::state::Event};
 
@@ -21,6 +21,9 @@ use crate::{db::vm::Patch, domain::state::Event};
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Journal {
     host: Option<HostId>,
+    /// The kernel of the lab's that it boots, if it is one.
+    #[serde(default)]
+    kernel: Option<VmKernel>,
     /// Where the VM stood when the operation began.
     was: Option<VmState>,
     /// It stands where it is wanted already.
@@ -68,13 +71,13 @@ macro_rules! kind {
 
 kind!(
     /// Starts a stopped or failed VM.
-    Start, "vm.start", [BeginStart, Boot, Ready, Started]);
+    Start, "vm.start", [BeginStart, Kernel, Boot, Ready, Started]);
 kind!(
     /// Stops a VM.
     Stop, "vm.stop", [BeginStop, PowerOff, Stopped]);
 kind!(
-    /// Stops and starts a VM under one claim; a stopped one is only started.
-    Restart, "vm.restart", [BeginStop, PowerOff, BeginStart, Boot, Ready, Started]);
+    /// Stops and starts a VM under one claim; a stopped one is only started. Whether it can boot is seen before it is stopped.
+    Restart, "vm.restart", [BeginStop, Kernel, PowerOff, BeginStart, Boot, Ready, Started]);
 
 /// What the steps need of their kind.
 trait Power: Kind<Request = VmOrder, Journal = Journal> {
@@ -84,7 +87,7 @@ trait Power: Kind<Request = VmOrder, Journal = Journal> {
 /// Notes where the VM is and stands, once.
 async fn look(cx: &Context, kind: &impl Power, order: &VmOrder, journal: &mut Journal) -> Result<(), StepError> {
     let row = rows::row(cx, &kind.lab().domain, order.vm_id, &order.name).await?;
-    journal.host = Some(row.vm.host);
+    (journal.host, journal.kernel) = (Some(row.vm.host), row.vm.booted);
     journal.was.get_or_insert(row.vm.state);
     Ok(())
 }
@@ -110,6 +113,27 @@ impl<K: Power> Step<K> for BeginStart {
         let cancelled = why.code == ErrorCode::Cancelled;
         let reason = if cancelled { "its start was cancelled".to_owned() } else { why.message };
         rows::take_back(cx, order.vm_id, Event::StartUndone { cancelled }, Some(reason)).await
+    }
+}
+
+/// Brings a kernel back that the host has lost. The host keeps it, whatever becomes of the start.
+struct Kernel;
+
+#[async_trait]
+impl<K: Power> Step<K> for Kernel {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    async fn run(&self, cx: &Context, _: &K, order: &VmOrder, journal: &mut Journal) -> Result<(), StepError> {
+        // What runs already needs no start; a restart starts what stood still too.
+        if journal.idle && K::NAME == Start::NAME {
+            return Ok(());
+        }
+        match &journal.kernel {
+            Some(kernel) => kernel::bring_back(cx, kernel, journal.target(order)?.host).await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use bus::{Bus, Service};
 use contract::{
     AgentVerb, ApiError, HostId, VmId,
     agent::{
-        Adjusted, Fence, HostUsage, HostVmState, Provisioned, VmAdjust, VmAwaitReady, VmBoot, VmCommand, VmObservation,
-        VmPause, VmProvision, VmRemove, VmResume, VmStop,
+        Adjusted, Fence, HostUsage, HostVmState, KernelInventory, KernelsHere, Provisioned, VmAdjust, VmAwaitReady,
+        VmBoot, VmCommand, VmObservation, VmPause, VmProvision, VmRemove, VmResume, VmStop,
     },
     guest::GuestFacts,
     host::{self, Capacity, Empty, HeartbeatRequest, RegisterRequest, Registered, ReportRequest},
@@ -69,9 +69,15 @@ struct State {
     booting: usize,
     booting_max: usize,
     boot_time: Duration,
+    kernels_lost: bool,
 }
 
 impl FakeAgent {
+    /// From now on it has none of the lab's kernels.
+    pub fn lose_kernels(&self) {
+        self.inner.state.lock().unwrap().kernels_lost = true;
+    }
+
     /// Registers a host and serves its commands.
     pub async fn start(bus: &Bus, id: &str, capacity: Capacity) -> Self {
         let id: HostId = id.parse().unwrap();
@@ -85,6 +91,7 @@ impl FakeAgent {
             booting: 0,
             booting_max: 0,
             boot_time: Duration::from_millis(20),
+            kernels_lost: false,
         };
         let inner = Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() });
         let service = serve(bus, &id, &inner).await;
@@ -271,6 +278,15 @@ async fn beat(bus: Bus, host: HostId, incarnation: Uuid, inner: Arc<Inner>) {
 
 async fn serve(bus: &Bus, id: &HostId, inner: &Arc<Inner>) -> Service {
     let service = bus.service(&format!("host-agent-{id}"), "0.1.0", "a fake").await.unwrap();
+    let agent = inner.clone();
+    service
+        .serve_agent::<KernelInventory, _>(id, move |_, _| {
+            let lost = agent.state.lock().unwrap().kernels_lost;
+            // Else as an agent that does not know the question.
+            async move { lost.then(KernelsHere::default).ok_or_else(|| ApiError::unavailable("no such command")) }
+        })
+        .await
+        .unwrap();
     let agent = inner.clone();
     service
         .serve_agent::<VmProvision, _>(id, move |_, request| {

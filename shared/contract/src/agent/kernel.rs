@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Fence;
+use super::{Fence, StagingHere};
 use crate::{
     error::ApiError,
-    id::{KernelId, SessionId},
+    id::{KernelId, OperationId, SessionId},
     operation::Progress,
 };
 
@@ -109,4 +109,44 @@ pub struct VmKernel {
     pub digest: String,
     /// What `uname -r` says.
     pub release: String,
+}
+
+/// Asks what the host has of kernels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KernelInventoryRequest {
+    /// Only of this one, without stagings and strays; left out, all there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<KernelId>,
+}
+
+/// What stands in a host's directory of kernels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelsHere {
+    /// The published ones, by id.
+    pub kernels: Vec<KernelHere>,
+    /// Those that were staged, or are being staged.
+    pub stagings: Vec<StagingHere>,
+    /// Names of what is not Warren's; the first ones.
+    pub strays: Vec<String>,
+}
+
+/// A published kernel on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelHere {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// The digest its record tells; nothing when that cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// What is wrong with it; nothing when it is whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+    /// The operation that brought it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationId>,
+    /// What it takes of the disk, in bytes.
+    pub disk_bytes: u64,
+    /// How long it has been there, in seconds.
+    pub age_s: u64,
 }

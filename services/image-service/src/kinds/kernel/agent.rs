@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use contract::{
-    ApiError, HostId, KernelId, SessionId,
+    ApiError, ErrorCode, HostId, KernelId, SessionId,
     agent::{
-        DiscardRequest, KernelDiscard, KernelPublish, KernelRemove, KernelSend, KernelStage, PublishKernelRequest,
-        RemoveKernelRequest, SendKernelRequest, StageKernelRequest, StageKernelSource, StageKernelStatus, StagedKernel,
+        DiscardRequest, KernelDiscard, KernelInventory, KernelInventoryRequest, KernelPublish, KernelRemove,
+        KernelSend, KernelStage, PublishKernelRequest, RemoveKernelRequest, SendKernelRequest, StageKernelRequest,
+        StageKernelSource, StageKernelStatus, StagedKernel,
     },
     deadline,
 };
@@ -36,6 +37,19 @@ pub async fn stage(
             StageKernelStatus::Failed { error } => return Ok(Err(error)),
         }
         tokio::time::sleep(POLL_PAUSE).await;
+    }
+}
+
+/// Whether a host that is to have a kernel has it whole. An agent that cannot be asked, or is too old for the question, is believed to.
+pub async fn whole(cx: &Context, host: &HostId, kernel: KernelId, digest: &str) -> Result<bool, StepError> {
+    let request = KernelInventoryRequest { only: Some(kernel) };
+    match cx.unless_cancelled(cx.bus().command::<KernelInventory>(host, &request)).await? {
+        Ok(here) => {
+            let here = here.kernels.first();
+            Ok(here.is_some_and(|here| here.damage.is_none() && here.digest.as_deref() == Some(digest)))
+        }
+        Err(error) if error.code == ErrorCode::Unavailable => Ok(true),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -40,9 +40,9 @@ pub async fn brought(cx: &Context, image: ImageId, host: &HostId) -> Result<Opti
     let image = image_get(&client, image).await?;
     let image = image.ok_or_else(|| StepError::permanent(ApiError::not_found("the image was deleted meanwhile")))?;
     let Some(kernel) = image.kernel else { return Ok(None) };
-    let there = kernel_get(&client, kernel.id).await?.is_some_and(|kernel| kernel.hosts.contains(host));
+    let noted = kernel_get(&client, kernel.id).await?.is_some_and(|kernel| kernel.hosts.contains(host));
     drop(client);
-    if !there {
+    if !(noted && agent::whole(cx, host, kernel.id, &kernel.digest).await?) {
         bring(cx, &kernel, host).await?;
     }
     Ok(Some(kernel))
@@ -89,11 +89,10 @@ pub async fn publish<K: Kind>(
 ) -> Result<(), StepError> {
     let own = id(made.id);
     let kernel = held.kernel(own, &made.source, staged).await?;
-    if !held.kernel_there(kernel, host).await? {
-        agent::publish(cx, host, kernel).await?;
-        runtime::fault::point(&format!("{}/publish/kernel", K::NAME));
-        held.kernel_replicate(kernel, host).await?;
-    }
+    // Also where the host is to have it already: it may have lost it, and what is whole there stays.
+    agent::publish(cx, host, kernel).await?;
+    runtime::fault::point(&format!("{}/publish/kernel", K::NAME));
+    held.kernel_replicate(kernel, host).await?;
     if kernel != own {
         // An earlier try may have brought the files to a place that is not theirs any more, as somebody else was faster.
         agent::remove(cx, host, own).await?;

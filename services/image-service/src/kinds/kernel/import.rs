@@ -186,11 +186,10 @@ async fn publish(cx: &Context, order: &ImportOrder, host: &HostId, staged: &Stag
     }
     check_holder(&held, import, &staged.digest).await?;
     let kernel = held.kernel(id, &import.source.to_string(), staged).await?;
-    if !held.replicated(kernel, host).await? {
-        agent::publish(cx, host, kernel).await?;
-        runtime::fault::point("kernel.import/publish/renamed");
-        held.replicate(kernel, host).await?;
-    }
+    // Also where the host is to have it already: it may have lost it, and what is whole there stays.
+    agent::publish(cx, host, kernel).await?;
+    runtime::fault::point("kernel.import/publish/renamed");
+    held.replicate(kernel, host).await?;
     if kernel != id {
         // An earlier try may have brought the files to a place that is not theirs any more, as somebody else was faster.
         agent::remove(cx, host, id).await?;

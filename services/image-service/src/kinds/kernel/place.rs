@@ -1,4 +1,4 @@
-//! `kernel.place`: a host that lacks a kernel is sent it by one that has it.
+//! `kernel.place`: a host that lacks a kernel, or has lost it, is sent it by one that has it.
 
 use std::sync::Arc;
 
@@ -47,6 +47,9 @@ pub struct KernelPlaceOrder {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Journal {
     kernel: Option<Kernel>,
+    /// The host staged it: what is there in its place, if anything, is not whole.
+    #[serde(default)]
+    fetched: bool,
 }
 
 impl Kind for KernelPlace {
@@ -87,7 +90,9 @@ impl Step<KernelPlace> for Fetch {
         journal: &mut Journal,
     ) -> Result<(), StepError> {
         let kernel = kernel(cx, order).await?;
-        if !kernel.hosts.contains(&order.host) {
+        let noted = kernel.hosts.contains(&order.host);
+        journal.fetched = !(noted && agent::whole(cx, &order.host, kernel.id, &kernel.digest).await?);
+        if journal.fetched {
             fetch(cx, order, &kernel).await?;
         }
         journal.kernel = Some(kernel);
@@ -105,29 +110,60 @@ impl Step<KernelPlace> for Fetch {
     }
 }
 
-/// Tries the hosts that have it, those that are up first; a stream that breaks is another host's turn, and then the step's own again.
+/// Tries the other hosts that have it; a stream that breaks is another host's turn, and then the step's own again. Only where all of them are up
+/// and none has it whole is there nothing to wait for.
 async fn fetch(cx: &Context, order: &KernelPlaceOrder, kernel: &Kernel) -> Result<(), StepError> {
     let list = cx.unless_cancelled(cx.bus().call::<host::List>(&Empty {})).await??;
     let up = |id: &HostId| list.hosts.iter().any(|host| host.id == *id && host.state == HostState::Up);
-    let sources: Vec<&HostId> = kernel.hosts.iter().filter(|host| up(host)).collect();
-    let mut last = ApiError::unavailable(format!("no host that has the kernel {} is up", kernel.name))
-        .hint("`warren kernel show` tells which hosts have it, `warren host ls` which are up");
-    for source in sources {
+    let mut last = None;
+    for source in kernel.hosts.iter().filter(|host| **host != order.host) {
         cx.checkpoint()?;
-        let session = SessionId::new();
-        if let Err(error) = agent::send(cx, source, kernel.id, session).await {
-            tracing::info!(host.id = %source, kernel.id = %kernel.id, %error, "a host does not send a kernel it has");
-            last = error;
+        if !up(source) {
+            last.get_or_insert_with(|| down(kernel));
             continue;
         }
-        match agent::stage(cx, &order.host, &StageKernelSource::Stream(session), Some(&kernel.digest)).await? {
-            Ok(_) => return Ok(()),
-            Err(error) => last = error,
+        if !agent::whole(cx, source, kernel.id, &kernel.digest).await? {
+            tracing::warn!(host.id = %source, kernel.id = %kernel.id, "a host has lost a kernel");
+            continue;
+        }
+        match sent(cx, order, kernel, source).await? {
+            Ok(()) => return Ok(()),
+            Err(error) => last = Some(error),
         }
         // What failed is forgotten, so that the next try begins anew: under a newer claim, or as the repeat of this one.
-        tracing::info!(host.id = %source, kernel.id = %kernel.id, error = %last, "a kernel did not come whole");
+        tracing::info!(host.id = %source, kernel.id = %kernel.id, error = ?last, "a kernel did not come whole");
     }
-    Err(StepError::retry(last))
+    Err(last.map_or_else(|| StepError::permanent(lost(kernel, &order.host)), StepError::retry))
+}
+
+/// Has one host send it and the other take it.
+async fn sent(
+    cx: &Context,
+    order: &KernelPlaceOrder,
+    kernel: &Kernel,
+    source: &HostId,
+) -> Result<Result<(), ApiError>, StepError> {
+    let session = SessionId::new();
+    if let Err(error) = agent::send(cx, source, kernel.id, session).await {
+        return Ok(Err(error));
+    }
+    let from = StageKernelSource::Stream(session);
+    Ok(agent::stage(cx, &order.host, &from, Some(&kernel.digest)).await?.map(drop))
+}
+
+fn down(kernel: &Kernel) -> ApiError {
+    ApiError::unavailable(format!("no host that has the kernel {} is up", kernel.name))
+        .hint("`warren kernel show` tells which hosts have it, `warren host ls` which are up")
+}
+
+/// A kernel that nobody has who could send it.
+fn lost(kernel: &Kernel, host: &HostId) -> ApiError {
+    let name = &kernel.name;
+    ApiError::failed_precondition(format!("no other host has the kernel {name} (Linux {}), and {host} lacks its files", kernel.release))
+        .hint(format!(
+            "import the same files again, which came from {}: `warren kernel import {name} FILE... --host {host}`; `warren kernel show {name}` tells its digest",
+            kernel.source
+        ))
 }
 
 /// Files renamed and row inserted while the kernel is kept.
@@ -151,7 +187,7 @@ impl Step<KernelPlace> for Publish {
             let mut client = cx.store().client().await?;
             let placing = kernel_keep(&mut client, order.kernel_id, cx.fence()).await?;
             let placing = placing.ok_or_else(|| StepError::permanent(gone(order.kernel_id)))?;
-            if !placing.there(&order.host).await? {
+            if journal.fetched || !placing.there(&order.host).await? {
                 agent::publish(cx, &order.host, order.kernel_id).await?;
                 runtime::fault::point("kernel.place/publish/renamed");
                 if !placing.placed(&order.host).await? {
