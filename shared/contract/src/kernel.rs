@@ -162,6 +162,9 @@ pub struct Kernel {
     pub default: bool,
     /// The hosts that have it.
     pub hosts: Vec<HostId>,
+    /// The hosts that are to have it, and were found to lack it or to have it damaged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<HostId>,
     /// How many VMs boot it.
     pub vms: u64,
     /// How many images name it.

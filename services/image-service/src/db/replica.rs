@@ -7,20 +7,20 @@ use time::OffsetDateTime;
 
 use super::{parsed, usage::VM_REPLICA};
 
-/// A row of a replica.
+/// A row of a replica, of an image or of whatever else hosts keep.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replica {
+pub struct Replica<I = ImageId> {
     /// The image.
-    pub image: ImageId,
+    pub id: I,
     /// The host.
     pub host: HostId,
-    /// The image's digest.
+    /// Its digest.
     pub digest: String,
     /// Whether it is noted as missing.
     pub missing: bool,
     /// When it was made, or brought back: a note is only for the replica that was looked at.
     pub created_at: OffsetDateTime,
-    /// How many VMs' disks build on it.
+    /// How many VMs there build on it.
     pub vms: i64,
 }
 
@@ -40,7 +40,7 @@ pub async fn replica_list(client: &impl GenericClient) -> Result<Vec<Replica>, S
     rows.iter()
         .map(|row| {
             Ok(Replica {
-                image: ImageId(row.try_get("image_id")?),
+                id: ImageId(row.try_get("image_id")?),
                 host: parsed(row, "host_id")?,
                 digest: row.try_get("digest")?,
                 missing: row.try_get("missing")?,
@@ -65,12 +65,12 @@ pub async fn replica_note(client: &mut Client, replica: &Replica, missing: bool)
         )
         .await?;
     let (host, created_at) = (replica.host.as_str(), replica.created_at);
-    if transaction.execute(&update, &[&replica.image.0, &host, &created_at, &missing]).await? == 0 {
+    if transaction.execute(&update, &[&replica.id.0, &host, &created_at, &missing]).await? == 0 {
         return Ok(false);
     }
     let what = if missing { "missing" } else { "returned" };
     let event = json!({ "host": replica.host, "digest": replica.digest });
-    outbox::push(&transaction, &subject::event("image", replica.image, what), &event).await?;
+    outbox::push(&transaction, &subject::event("image", replica.id, what), &event).await?;
     transaction.commit().await.map_err(StoreError::committing)?;
     Ok(true)
 }
@@ -83,7 +83,7 @@ pub async fn replica_note(client: &mut Client, replica: &Replica, missing: bool)
 pub async fn replica_forget(client: &mut Client, replica: &Replica) -> Result<bool, StoreError> {
     let transaction = client.transaction().await?;
     let delete = transaction.prepare_cached("delete from image.replica where image_id = $1 and host_id = $2").await?;
-    match transaction.execute(&delete, &[&replica.image.0, &replica.host.as_str()]).await.map_err(StoreError::from) {
+    match transaction.execute(&delete, &[&replica.id.0, &replica.host.as_str()]).await.map_err(StoreError::from) {
         Err(StoreError::Constraint { name, .. }) if name == VM_REPLICA => return Ok(false),
         done => done?,
     };

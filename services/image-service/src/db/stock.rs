@@ -1,4 +1,4 @@
-//! The **stock**: how many images there are, and on how many hosts.
+//! The **stock**: how many images and kernels there are, and on how many hosts.
 
 use store::{GenericClient, StoreError};
 
@@ -13,6 +13,12 @@ pub struct Stock {
     pub replicas: u64,
     /// Those that their hosts lack.
     pub missing: u64,
+    /// Kernels.
+    pub kernels: u64,
+    /// Kernels on hosts.
+    pub kernel_replicas: u64,
+    /// Those that their hosts lack.
+    pub kernels_missing: u64,
 }
 
 /// Counts.
@@ -26,7 +32,10 @@ pub async fn stock(client: &impl GenericClient) -> Result<Stock, StoreError> {
                 (select count(*) from image.image i \
                     where not exists (select from image.name n where n.image_id = i.id)) as unnamed, \
                 (select count(*) from image.replica) as replicas, \
-                (select count(*) from image.replica where missing_at is not null) as missing",
+                (select count(*) from image.replica where missing_at is not null) as missing, \
+                (select count(*) from image.kernel) as kernels, \
+                (select count(*) from image.kernel_replica) as kernel_replicas, \
+                (select count(*) from image.kernel_replica where missing_at is not null) as kernels_missing",
         )
         .await?;
     let row = client.query_one(&statement, &[]).await?;
@@ -36,5 +45,8 @@ pub async fn stock(client: &impl GenericClient) -> Result<Stock, StoreError> {
         unnamed: count("unnamed")?,
         replicas: count("replicas")?,
         missing: count("missing")?,
+        kernels: count("kernels")?,
+        kernel_replicas: count("kernel_replicas")?,
+        kernels_missing: count("kernels_missing")?,
     })
 }

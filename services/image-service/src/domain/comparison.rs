@@ -7,12 +7,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt::Display,
+    hash::Hash,
     time::Duration,
 };
 
 use contract::{
-    ImageId, OperationId,
-    agent::{Fence, ImageHere, Inventory, ReclaimRequest, StagingHere},
+    ImageId, KernelId, OperationId,
+    agent::{Fence, ImageHere, Inventory, KernelHere, KernelsHere, StagingHere},
     image::GcKind,
 };
 use time::OffsetDateTime;
@@ -22,22 +24,147 @@ use crate::db::{maker::Maker, replica::Replica};
 /// A directory younger than this is left to whoever may be at it, in spite of all.
 pub const SETTLED: Duration = Duration::from_secs(60);
 
+/// What hosts keep in directories and the lab in rows: images and kernels.
+pub trait Object: Copy + Eq + Hash + Display {
+    /// A row, as it is told.
+    fn row(&self) -> String;
+
+    /// Its directory, below the host's state directory.
+    fn directory(&self) -> String;
+
+    /// The staging of an operation, as it is told.
+    fn staging(operation: OperationId) -> String;
+
+    /// What is to be done about one that its host lacks.
+    fn help(replica: &Replica<Self>) -> String;
+}
+
+impl Object for ImageId {
+    fn row(&self) -> String {
+        self.to_string()
+    }
+
+    fn directory(&self) -> String {
+        format!("images/{self}")
+    }
+
+    fn staging(operation: OperationId) -> String {
+        operation.to_string()
+    }
+
+    fn help(replica: &Replica<Self>) -> String {
+        match replica.vms {
+            0 => format!("pull it to {} to have it back, or `warren image rm` it", replica.host),
+            1 => "the disk of 1 VM builds on it: bring the directory back from a backup".to_owned(),
+            vms => format!("the disks of {vms} VMs build on it: bring the directory back from a backup"),
+        }
+    }
+}
+
+impl Object for KernelId {
+    fn row(&self) -> String {
+        format!("kernel {self}")
+    }
+
+    fn directory(&self) -> String {
+        format!("kernel-objects/{self}")
+    }
+
+    fn staging(operation: OperationId) -> String {
+        format!("kernel-objects/.staging-{operation}")
+    }
+
+    fn help(replica: &Replica<Self>) -> String {
+        let needed = match replica.vms {
+            0 => String::new(),
+            vms => format!(", as {vms} there do"),
+        };
+        format!(
+            "it is sent there again when a VM is to boot it{needed}, if another host has it; else import the same files again"
+        )
+    }
+}
+
+/// One directory of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Here<I> {
+    /// Whose it is.
+    pub id: I,
+    /// The digest its record tells.
+    pub digest: Option<String>,
+    /// What is wrong with it.
+    pub damage: Option<String>,
+    /// Who made it.
+    pub operations: Vec<OperationId>,
+    /// What it takes of the disk, in bytes.
+    pub disk_bytes: u64,
+    /// How long it has been there, in seconds.
+    pub age_s: u64,
+}
+
+impl From<ImageHere> for Here<ImageId> {
+    fn from(here: ImageHere) -> Self {
+        let ImageHere { image, digest, damage, operations, disk_bytes, age_s } = here;
+        Self { id: image, digest, damage, operations, disk_bytes, age_s }
+    }
+}
+
+impl From<KernelHere> for Here<KernelId> {
+    fn from(here: KernelHere) -> Self {
+        let KernelHere { kernel, digest, damage, operation, disk_bytes, age_s } = here;
+        Self { id: kernel, digest, damage, operations: operation.into_iter().collect(), disk_bytes, age_s }
+    }
+}
+
+/// What a host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing<I> {
+    /// What was published.
+    pub all: Vec<Here<I>>,
+    /// What is staged.
+    pub stagings: Vec<StagingHere>,
+    /// What is not Warren's.
+    pub strays: Vec<String>,
+}
+
+impl From<Inventory> for Listing<ImageId> {
+    fn from(inventory: Inventory) -> Self {
+        let Inventory { images, stagings, strays, .. } = inventory;
+        Self { all: images.into_iter().map(Here::from).collect(), stagings, strays }
+    }
+}
+
+impl From<KernelsHere> for Listing<KernelId> {
+    fn from(here: KernelsHere) -> Self {
+        let KernelsHere { kernels, stagings, strays } = here;
+        Self { all: kernels.into_iter().map(Here::from).collect(), stagings, strays }
+    }
+}
+
+impl<I> Listing<I> {
+    /// The operations that it names.
+    pub fn operations(&self) -> Vec<OperationId> {
+        let stagings = self.stagings.iter().map(|here| here.operation);
+        stagings.chain(self.all.iter().flat_map(|here| here.operations.iter().copied())).collect()
+    }
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mend {
+pub enum Mend<I = ImageId> {
     /// Have the host end a staging.
     Discard(Fence),
-    /// Have the host remove a directory.
-    Reclaim(ReclaimRequest),
+    /// Have the host remove a directory that these operations made.
+    Reclaim(I, Vec<OperationId>),
     /// Note that a replica is missing, or that it is not any more.
-    Note(Replica, bool),
+    Note(Replica<I>, bool),
     /// Nothing, and why.
     Nothing,
 }
 
 /// One thing that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct Found<I = ImageId> {
     /// What kind of thing.
     pub kind: GcKind,
     /// Which one.
@@ -45,20 +172,20 @@ pub struct Found {
     /// What it takes of the disk, in bytes.
     pub disk_bytes: u64,
     /// What is to be done.
-    pub mend: Mend,
+    pub mend: Mend<I>,
     /// What there is to say about it.
     pub why: Option<String>,
 }
 
 /// What a host's inventory is compared with.
 #[derive(Debug)]
-pub struct Rows<'a> {
+pub struct Rows<'a, I = ImageId> {
     /// The host's replicas as they were before the listing.
-    pub before: &'a [Replica],
+    pub before: &'a [Replica<I>],
     /// As they are after it.
-    pub after: &'a [Replica],
-    /// Images whose files the host owes the removal of.
-    pub owed: &'a HashSet<ImageId>,
+    pub after: &'a [Replica<I>],
+    /// Those whose files the host owes the removal of.
+    pub owed: &'a HashSet<I>,
     /// The operations of the host's directories that the lab knows.
     pub makers: &'a HashMap<OperationId, Maker>,
     /// When the listing began, by the database's clock.
@@ -67,24 +194,24 @@ pub struct Rows<'a> {
     pub grace: Duration,
 }
 
-impl Rows<'_> {
+impl<I: Object> Rows<'_, I> {
     /// Whether this very replica was there before the listing: it was not published, or brought back, meanwhile.
-    fn was_there(&self, replica: &Replica) -> bool {
-        self.before.iter().any(|before| before.image == replica.image && before.created_at == replica.created_at)
+    fn was_there(&self, replica: &Replica<I>) -> bool {
+        self.before.iter().any(|before| before.id == replica.id && before.created_at == replica.created_at)
     }
 }
 
 /// Compares.
-pub fn compare(inventory: &Inventory, rows: &Rows<'_>) -> Vec<Found> {
-    let mut found: Vec<Found> = inventory.stagings.iter().filter_map(|here| staging(here, rows)).collect();
-    for here in &inventory.images {
-        found.extend(match rows.after.iter().find(|replica| replica.image == here.image) {
+pub fn compare<I: Object>(listing: &Listing<I>, rows: &Rows<'_, I>) -> Vec<Found<I>> {
+    let mut found: Vec<Found<I>> = listing.stagings.iter().filter_map(|here| staging(here, rows)).collect();
+    for here in &listing.all {
+        found.extend(match rows.after.iter().find(|replica| replica.id == here.id) {
             Some(replica) => with_row(here, replica, rows),
             None => without_row(here, rows),
         });
     }
-    let here: HashSet<ImageId> = inventory.images.iter().map(|here| here.image).collect();
-    for replica in rows.after.iter().filter(|replica| !here.contains(&replica.image)) {
+    let here: HashSet<I> = listing.all.iter().map(|here| here.id).collect();
+    for replica in rows.after.iter().filter(|replica| !here.contains(&replica.id)) {
         if rows.was_there(replica) {
             found.push(missing(replica, "its directory is gone", 0));
         }
@@ -96,11 +223,11 @@ pub fn compare(inventory: &Inventory, rows: &Rows<'_>) -> Vec<Found> {
         mend: Mend::Nothing,
         why: Some("it is not Warren's: look into it and remove it by hand".to_owned()),
     };
-    found.extend(inventory.strays.iter().map(stray));
+    found.extend(listing.strays.iter().map(stray));
     found
 }
 
-fn staging(here: &StagingHere, rows: &Rows<'_>) -> Option<Found> {
+fn staging<I: Object>(here: &StagingHere, rows: &Rows<'_, I>) -> Option<Found<I>> {
     let operation = here.operation;
     let (mend, why) = match rows.makers.get(&operation) {
         Some(Maker::Ended { at, epoch }) if *at < rows.listed_at => {
@@ -116,10 +243,10 @@ fn staging(here: &StagingHere, rows: &Rows<'_>) -> Option<Found> {
         }
         None => (Mend::Discard(Fence { operation, epoch: here.epoch }), None),
     };
-    Some(Found { kind: GcKind::Staging, what: operation.to_string(), disk_bytes: here.disk_bytes, mend, why })
+    Some(Found { kind: GcKind::Staging, what: I::staging(operation), disk_bytes: here.disk_bytes, mend, why })
 }
 
-fn with_row(here: &ImageHere, replica: &Replica, rows: &Rows<'_>) -> Option<Found> {
+fn with_row<I: Object>(here: &Here<I>, replica: &Replica<I>, rows: &Rows<'_, I>) -> Option<Found<I>> {
     if !rows.was_there(replica) {
         return None;
     }
@@ -132,7 +259,7 @@ fn with_row(here: &ImageHere, replica: &Replica, rows: &Rows<'_>) -> Option<Foun
         Some(damage) => Some(missing(replica, &damage, here.disk_bytes)),
         None if replica.missing => Some(Found {
             kind: GcKind::Returned,
-            what: replica.image.to_string(),
+            what: replica.id.row(),
             disk_bytes: here.disk_bytes,
             mend: Mend::Note(replica.clone(), false),
             why: None,
@@ -141,20 +268,15 @@ fn with_row(here: &ImageHere, replica: &Replica, rows: &Rows<'_>) -> Option<Foun
     }
 }
 
-fn missing(replica: &Replica, damage: &str, disk_bytes: u64) -> Found {
-    let help = match replica.vms {
-        0 => format!("pull it to {} to have it back, or `warren image rm` it", replica.host),
-        1 => "the disk of 1 VM builds on it: bring the directory back from a backup".to_owned(),
-        vms => format!("the disks of {vms} VMs build on it: bring the directory back from a backup"),
-    };
+fn missing<I: Object>(replica: &Replica<I>, damage: &str, disk_bytes: u64) -> Found<I> {
     let mend = if replica.missing { Mend::Nothing } else { Mend::Note(replica.clone(), true) };
-    let why = Some(format!("{damage}; {help}"));
-    Found { kind: GcKind::Missing, what: replica.image.to_string(), disk_bytes, mend, why }
+    let why = Some(format!("{damage}; {}", I::help(replica)));
+    Found { kind: GcKind::Missing, what: replica.id.row(), disk_bytes, mend, why }
 }
 
-fn without_row(here: &ImageHere, rows: &Rows<'_>) -> Option<Found> {
+fn without_row<I: Object>(here: &Here<I>, rows: &Rows<'_, I>) -> Option<Found<I>> {
     // Who removes these is known.
-    if rows.owed.contains(&here.image) {
+    if rows.owed.contains(&here.id) {
         return None;
     }
     let ended = |operation: &OperationId| match rows.makers.get(operation) {
@@ -173,9 +295,9 @@ fn without_row(here: &ImageHere, rows: &Rows<'_>) -> Option<Found> {
     } else if here.age_s < SETTLED.min(rows.grace).as_secs() {
         (Mend::Nothing, Some(format!("it is removed when {} s old", SETTLED.as_secs())))
     } else {
-        (Mend::Reclaim(ReclaimRequest { image: here.image, operations: here.operations.clone() }), None)
+        (Mend::Reclaim(here.id, here.operations.clone()), None)
     };
-    let what = format!("images/{}", here.image);
+    let what = here.id.directory();
     Some(Found { kind: GcKind::Directory, what, disk_bytes: here.disk_bytes, mend, why })
 }
 
@@ -198,7 +320,7 @@ mod tests {
 
     fn replica(image: ImageId) -> Replica {
         let host = "h1".parse().unwrap();
-        Replica { image, host, digest: "sha256:a".into(), missing: false, created_at: at(1), vms: 0 }
+        Replica { id: image, host, digest: "sha256:a".into(), missing: false, created_at: at(1), vms: 0 }
     }
 
     fn here(image: ImageId, operations: &[OperationId]) -> ImageHere {
@@ -220,7 +342,10 @@ mod tests {
                 listed_at: at(1000),
                 grace: GRACE,
             };
-            compare(inventory, &rows).into_iter().map(|found| (found.kind, found.mend)).collect()
+            compare(&Listing::from(inventory.clone()), &rows)
+                .into_iter()
+                .map(|found| (found.kind, found.mend))
+                .collect()
         }
 
         fn of_image(&self, here: ImageHere) -> Vec<(GcKind, Mend)> {
@@ -259,7 +384,7 @@ mod tests {
         assert_eq!(told(&[(first, ended), (second, Maker::Ended { at: at(1001), epoch: 1 })], both.clone()), []);
         assert_eq!(told(&[(first, ended)], both.clone()), stays);
         let all = [(first, ended), (second, ended)];
-        let reclaim = Mend::Reclaim(ReclaimRequest { image, operations: vec![first, second] });
+        let reclaim = Mend::Reclaim(image, vec![first, second]);
         assert_eq!(told(&all, both.clone()), [(GcKind::Directory, reclaim)]);
         assert_eq!(told(&all, ImageHere { age_s: 59, ..both.clone() }), stays);
         let bare = ImageHere { digest: None, damage: Some("no record".into()), operations: vec![], ..both.clone() };

@@ -29,8 +29,8 @@ pub use delete::{Delete, DeleteOrder, FILES_PATIENCE, remove_once};
 pub use export::{Export, ExportOrder};
 pub use file::{ArchiveOrder, FromArchive, Register, RegisterOrder};
 pub use kernel::{
-    Import, ImportOrder, KernelDelete, KernelDeleteOrder, KernelPlace, KernelPlaceOrder, kernel_remove_once,
-    place_resource, resource as kernel_resource,
+    Import, ImportOrder, KernelCollect, KernelCollectOrder, KernelDelete, KernelDeleteOrder, KernelPlace,
+    KernelPlaceOrder, kernel_remove_once, place_resource, resource as kernel_resource,
 };
 pub use name::{Rename, RenameOrder, Tag, TagOrder};
 pub use place::{Place, Placed};
@@ -45,7 +45,11 @@ pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
     let promote = Promote::new(turns.clone());
     let (build, step) = (Build::new(turns.clone()), BuildStep::new(turns.clone()));
     let engine = engine.kind(build).kind(step);
-    let engine = engine.kind(Import::new(turns.clone())).kind(KernelPlace::new(turns.clone())).kind(KernelDelete);
+    let engine = engine
+        .kind(Import::new(turns.clone()))
+        .kind(KernelPlace::new(turns.clone()))
+        .kind(KernelDelete)
+        .kind(KernelCollect);
     let (register, import) = (Register::new(turns.clone()), FromArchive::new(turns.clone()));
     let engine = engine.kind(Pull::new(turns)).kind(promote).kind(register).kind(import);
     engine.kind(Delete).kind(Collect).kind(Push).kind(Export).kind(Tag).kind(Rename)

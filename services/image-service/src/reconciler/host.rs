@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use contract::{
-    ApiError, ErrorCode, HostId, ImageId, OperationId,
-    agent::{DiscardRequest, ImageDiscard, ImageInventory, ImageReclaim, Inventory, InventoryRequest},
+    ApiError, ErrorCode, HostId, ImageId,
+    agent::{DiscardRequest, ImageDiscard, ImageInventory, ImageReclaim, Inventory, InventoryRequest, ReclaimRequest},
     image::{GcHost, GcItem, GcOutcome},
 };
 use store::StoreError;
@@ -17,7 +17,7 @@ use crate::{
         removal::removal_all,
         replica::{Replica, replica_list, replica_note},
     },
-    domain::comparison::{Found, Mend, Rows, compare},
+    domain::comparison::{Found, Listing, Mend, Object, Rows, compare},
 };
 
 impl Round<'_> {
@@ -43,14 +43,18 @@ impl Round<'_> {
             .filter(|(removal, _)| removal.host == *host)
             .map(|(removal, _)| removal.image)
             .collect();
-        let makers = maker_list(&client, &named(&inventory)).await?;
+        let measured = measured(host, &inventory);
+        let listing = Listing::from(inventory);
+        let makers = maker_list(&client, &listing.operations()).await?;
         drop(client);
         let grace = self.reconciler.settings.grace;
         let rows = Rows { before: &before, after: &after, owed: &owed, makers: &makers, listed_at, grace };
-        let mut part = Part { items: Vec::new(), host: Some(measured(host, &inventory)) };
-        for found in compare(&inventory, &rows) {
-            part.items.push(self.mended(host, found).await);
+        let mut part = Part { items: Vec::new(), host: Some(measured) };
+        for found in compare(&listing, &rows) {
+            let mend = found.mend.clone();
+            part.items.push(self.mended(host, found, self.mend(host, &mend)).await);
         }
+        self.kernels_of(host, &mut part).await?;
         Ok(part)
     }
 
@@ -82,12 +86,18 @@ impl Round<'_> {
         }
     }
 
-    async fn mended(&self, host: &HostId, found: Found) -> GcItem {
+    /// Tells of one thing, after it was mended if it is to be.
+    pub(super) async fn mended<I: Object>(
+        &self,
+        host: &HostId,
+        found: Found<I>,
+        mending: impl Future<Output = Result<(), ApiError>>,
+    ) -> GcItem {
         let Found { kind, what, disk_bytes, mend, why } = found;
         let (outcome, why) = if mend == Mend::Nothing {
             (GcOutcome::Left, why)
         } else {
-            let tried = if self.dry_run { None } else { Some(self.mend(host, &mend).await) };
+            let tried = if self.dry_run { None } else { Some(mending.await) };
             runtime::fault::point(&format!("image.gc/{}/mended", kind.as_str()));
             self.outcome(tried, why)
         };
@@ -100,7 +110,10 @@ impl Round<'_> {
             Mend::Discard(fence) => {
                 bus.command::<ImageDiscard>(host, &DiscardRequest { fence: *fence }).await.map(drop)
             }
-            Mend::Reclaim(request) => bus.command::<ImageReclaim>(host, request).await.map(drop),
+            Mend::Reclaim(image, operations) => {
+                let request = ReclaimRequest { image: *image, operations: operations.clone() };
+                bus.command::<ImageReclaim>(host, &request).await.map(drop)
+            }
             Mend::Note(replica, missing) => {
                 let mut client = self.reconciler.store.client().await?;
                 match replica_note(&mut client, replica, *missing).await? {
@@ -117,12 +130,6 @@ fn of_host(replicas: Vec<Replica>, host: &HostId) -> Vec<Replica> {
     replicas.into_iter().filter(|replica| replica.host == *host).collect()
 }
 
-/// The operations that a host's directories name.
-fn named(inventory: &Inventory) -> Vec<OperationId> {
-    let stagings = inventory.stagings.iter().map(|here| here.operation);
-    stagings.chain(inventory.images.iter().flat_map(|here| here.operations.iter().copied())).collect()
-}
-
 fn measured(host: &HostId, inventory: &Inventory) -> GcHost {
     GcHost {
         host: host.clone(),
@@ -132,5 +139,7 @@ fn measured(host: &HostId, inventory: &Inventory) -> GcHost {
         stagings: inventory.stagings.len() as u64,
         staging_bytes: inventory.stagings.iter().map(|here| here.disk_bytes).sum(),
         cache_bytes: inventory.cache_bytes,
+        kernels: 0,
+        kernel_bytes: 0,
     }
 }

@@ -22,6 +22,10 @@ struct Instruments {
     host_bytes: Gauge<u64>,
     cache_bytes: Gauge<u64>,
     skipped: Gauge<u64>,
+    kernels: Gauge<u64>,
+    kernel_replicas: Gauge<u64>,
+    kernels_missing: Gauge<u64>,
+    kernel_bytes: Gauge<u64>,
 }
 
 static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| {
@@ -29,7 +33,10 @@ static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| {
     let gauge = |name, about, unit| meter.u64_gauge(name).with_description(about).with_unit(unit).build();
     let counter = |name, about| meter.u64_counter(name).with_description(about).build();
     Instruments {
-        found: counter("warren.image.gc.found", "What rows or hosts have of images that the other lacks, by kind"),
+        found: counter(
+            "warren.image.gc.found",
+            "What rows or hosts have of images and kernels that the other lacks, by kind",
+        ),
         mended: counter("warren.image.gc.mended", "What of it was mended, by kind"),
         images: gauge("warren.image.count", "Images", "{image}"),
         unnamed: gauge("warren.image.unnamed", "Images without a name", "{image}"),
@@ -43,6 +50,10 @@ static INSTRUMENTS: LazyLock<Instruments> = LazyLock::new(|| {
             "By",
         ),
         skipped: gauge("warren.image.gc.skipped", "Whether the last round could not look at a host", "{host}"),
+        kernels: gauge("warren.kernel.count", "Kernels", "{kernel}"),
+        kernel_replicas: gauge("warren.kernel.replicas", "Kernels on hosts", "{replica}"),
+        kernels_missing: gauge("warren.kernel.missing", "Kernels that their hosts lack or have damaged", "{replica}"),
+        kernel_bytes: gauge("warren.kernel.host.bytes", "What kernels and their stagings take of a host's disk", "By"),
     }
 });
 
@@ -61,6 +72,9 @@ pub(super) fn stand(report: &GcReport, stock: &Stock) {
     INSTRUMENTS.unnamed.record(stock.unnamed, &[]);
     INSTRUMENTS.replicas.record(stock.replicas, &[]);
     INSTRUMENTS.missing.record(stock.missing, &[]);
+    INSTRUMENTS.kernels.record(stock.kernels, &[]);
+    INSTRUMENTS.kernel_replicas.record(stock.kernel_replicas, &[]);
+    INSTRUMENTS.kernels_missing.record(stock.kernels_missing, &[]);
     for host in &report.hosts {
         let of = [KeyValue::new("host.id", host.host.to_string())];
         INSTRUMENTS.skipped.record(u64::from(host.skipped.is_some()), &of);
@@ -68,6 +82,7 @@ pub(super) fn stand(report: &GcReport, stock: &Stock) {
             INSTRUMENTS.host_images.record(host.images, &of);
             INSTRUMENTS.host_bytes.record(host.image_bytes + host.staging_bytes, &of);
             INSTRUMENTS.cache_bytes.record(host.cache_bytes, &of);
+            INSTRUMENTS.kernel_bytes.record(host.kernel_bytes, &of);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! number of replicas, by a lease; two at once would do no harm, since each thing it does is checked again where it is done.
 
 mod host;
+mod kernels;
 mod metrics;
 mod round;
 
@@ -33,7 +34,7 @@ const REST: Duration = Duration::from_secs(10);
 const LEASE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The events after which rows and hosts may differ, or an image may have lost its last name.
-const EVENTS: [&str; 2] = ["warren.event.host.*.up", "warren.event.image.*.*"];
+const EVENTS: [&str; 3] = ["warren.event.host.*.up", "warren.event.image.*.*", "warren.event.kernel.*.*"];
 
 /// What comparing takes.
 #[derive(Clone)]

@@ -26,7 +26,7 @@ use crate::{
 pub struct Settings {
     /// How often rows and hosts are compared; never by itself when there is none.
     pub every: Option<Duration>,
-    /// How long an image without a name stays; for ever when there is none.
+    /// How long an image without a name stays, and a kernel that came along with one and that nothing uses any more; for ever when there is none.
     pub age: Option<Duration>,
     /// How old a staging of an operation must be that the lab does not know, and a row of a host that it does not know.
     pub grace: Duration,
@@ -44,7 +44,7 @@ impl Default for Settings {
 }
 
 /// How long one removal of an image is waited for: as long as it waits for its hosts, and then some.
-const COLLECT_MS: u64 = 30_000;
+pub(super) const COLLECT_MS: u64 = 30_000;
 
 /// One round.
 pub(super) struct Round<'a> {
@@ -78,6 +78,9 @@ impl<'a> Round<'a> {
         parts.push(self.gone(&known).await?);
         parts.push(self.unnamed().await?);
         parts.push(self.owed(&known).await?);
+        parts.push(self.kernels_gone(&known).await?);
+        parts.push(self.kernels_unused().await?);
+        parts.push(self.kernels_owed(&known).await?);
         Ok(self.report(parts))
     }
 
@@ -206,7 +209,7 @@ impl<'a> Round<'a> {
 }
 
 fn replica_shown(replica: &Replica) -> String {
-    replica.image.to_string()
+    replica.id.to_string()
 }
 
 /// A host that was not looked at.
@@ -219,10 +222,18 @@ pub(super) fn skipped(host: &HostId, why: &str) -> Part {
         stagings: 0,
         staging_bytes: 0,
         cache_bytes: 0,
+        kernels: 0,
+        kernel_bytes: 0,
     };
     Part { items: Vec::new(), host: Some(host) }
 }
 
-fn item(kind: GcKind, host: Option<&HostId>, what: String, outcome: GcOutcome, why: Option<String>) -> GcItem {
+pub(super) fn item(
+    kind: GcKind,
+    host: Option<&HostId>,
+    what: String,
+    outcome: GcOutcome,
+    why: Option<String>,
+) -> GcItem {
     GcItem { kind, host: host.cloned(), what, disk_bytes: 0, outcome, why }
 }

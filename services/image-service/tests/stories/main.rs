@@ -12,6 +12,7 @@ mod fake_vms;
 mod gc;
 mod gc_races;
 mod kernel_crashes;
+mod kernel_gc;
 mod kernels;
 mod lab;
 mod names;

@@ -109,6 +109,7 @@ impl FakeImages {
             source: "test".into(),
             default,
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+            missing: vec![],
             vms: 0,
             images: 0,
             created_at: OffsetDateTime::now_utc(),

@@ -20,17 +20,17 @@ pub struct GcRequest {
 pub enum GcKind {
     /// The staging of an operation that has ended, or that the lab does not know.
     Staging,
-    /// An image's directory without a row; it is removed.
+    /// An image's or a kernel's directory without a row; it is removed.
     Directory,
-    /// A row whose host lacks the image, or has it damaged; it is offered to nobody until a pull brings it back.
+    /// A row whose host lacks the image or kernel, or has it damaged; it is offered to nobody until a pull, an import or a VM that needs it brings it back.
     Missing,
     /// A row noted as missing whose directory is whole again.
     Returned,
     /// A row of a host that the lab does not have any more.
     HostGone,
-    /// An image that lost its last name long ago and that no VM uses.
+    /// An image that lost its last name long ago and that no VM uses, or a kernel that came along with one and that nothing uses any more.
     Unnamed,
-    /// Files of a deleted image that their host has not removed yet.
+    /// Files of a deleted image or kernel that their host has not removed yet.
     Owed,
     /// Something in a host's directories of images that is not Warren's; it stays.
     Stray,
@@ -84,7 +84,7 @@ pub struct GcItem {
     /// Where; absent for what concerns the lab as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostId>,
-    /// Which one: an operation, an image, or a path below the host's state directory.
+    /// Which one: an operation, an image, `kernel` and its id, or a path below the host's state directory.
     pub what: String,
     /// What it takes of the host's disk, in bytes, where that is known.
     #[serde(default)]
@@ -126,6 +126,12 @@ pub struct GcHost {
     /// What the blobs take of its disk that it keeps for the next pull, in bytes.
     #[serde(default)]
     pub cache_bytes: u64,
+    /// The kernels in its directory.
+    #[serde(default)]
+    pub kernels: u64,
+    /// What they and their stagings take of its disk, in bytes.
+    #[serde(default)]
+    pub kernel_bytes: u64,
 }
 
 /// What was found, and what was done about it.

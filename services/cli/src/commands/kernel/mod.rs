@@ -3,7 +3,7 @@
 mod upload;
 
 use contract::{
-    deadline,
+    HostId, deadline,
     kernel::{
         self, Choice, DeleteRequest, ImportRequest, Kernel, KernelRef, KernelSource, ListRequest, SetDefaultRequest,
     },
@@ -116,8 +116,8 @@ async fn default(global: &Global, format: Format, kernel: Option<String>, none: 
     Ok(Outcome::Done)
 }
 
-fn hosts(kernel: &Kernel) -> String {
-    kernel.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+fn hosts(hosts: &[HostId]) -> String {
+    hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn row(kernel: &Kernel) -> Vec<String> {
@@ -125,7 +125,7 @@ fn row(kernel: &Kernel) -> Vec<String> {
         kernel.name.to_string(),
         output::clean(&kernel.release),
         indicatif::BinaryBytes(kernel.bytes).to_string(),
-        hosts(kernel),
+        hosts(&kernel.hosts),
         kernel.vms.to_string(),
         kernel.images.to_string(),
         if kernel.default { "yes" } else { "" }.to_owned(),
@@ -148,7 +148,8 @@ fn print(kernel: &Kernel, format: Format) -> Result<(), Failure> {
         ("size", indicatif::BinaryBytes(kernel.bytes).to_string()),
         ("source", output::clean(&kernel.source)),
         ("default", if kernel.default { "yes" } else { "no" }.to_owned()),
-        ("hosts", hosts(kernel)),
+        ("hosts", hosts(&kernel.hosts)),
+        ("missing on", hosts(&kernel.missing)),
         ("vms", kernel.vms.to_string()),
         ("images", kernel.images.to_string()),
         ("age", output::age(kernel.created_at)),

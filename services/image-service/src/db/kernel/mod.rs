@@ -6,6 +6,7 @@ pub mod lookup;
 pub mod name;
 pub mod removal;
 pub mod replica;
+pub mod unused;
 pub mod usage;
 pub mod withdrawal;
 
@@ -18,7 +19,8 @@ use super::parsed;
 /// The columns [`read`] reads, without the name.
 const COLUMNS: &str = "k.id, k.digest, k.release, k.architecture, k.bytes, k.source, k.created_at, \
      array(select m.name from image.kernel_name m where m.kernel_id = k.id order by m.name) as names, \
-     array(select r.host_id from image.kernel_replica r where r.kernel_id = k.id order by r.host_id) as hosts, \
+     array(select r.host_id from image.kernel_replica r where r.kernel_id = k.id and r.missing_at is null order by r.host_id) as hosts, \
+     array(select r.host_id from image.kernel_replica r where r.kernel_id = k.id and r.missing_at is not null order by r.host_id) as missing, \
      exists (select from image.kernel_default d where d.kernel_id = k.id) as is_default, \
      (select count(*) from vm.vm v where v.kernel_id = k.id) as vms, \
      (select count(*) from image.image i where i.kernel_id = k.id) as images";
@@ -32,9 +34,12 @@ fn read(row: &Row) -> Result<Kernel, StoreError> {
     let names = texts("names")?.into_iter().map(|name| {
         name.parse::<KernelName>().map_err(|error| StoreError::Schema(format!("a kernel is called {name:?}: {error}")))
     });
-    let hosts = texts("hosts")?.into_iter().map(|host| {
-        host.parse::<HostId>().map_err(|error| StoreError::Schema(format!("column host_id holds {host:?}: {error}")))
-    });
+    let hosts = |column: &str| -> Result<Vec<HostId>, StoreError> {
+        let parsed = |host: String| {
+            host.parse().map_err(|error| StoreError::Schema(format!("column host_id holds {host:?}: {error}")))
+        };
+        texts(column)?.into_iter().map(parsed).collect()
+    };
     let number = |column: &str| row.try_get::<_, i64>(column).map(i64::unsigned_abs);
     Ok(Kernel {
         id: KernelId(row.try_get("id")?),
@@ -46,7 +51,8 @@ fn read(row: &Row) -> Result<Kernel, StoreError> {
         bytes: number("bytes")?,
         source: row.try_get("source")?,
         default: row.try_get("is_default")?,
-        hosts: hosts.collect::<Result<_, _>>()?,
+        hosts: hosts("hosts")?,
+        missing: hosts("missing")?,
         vms: number("vms")?,
         images: number("images")?,
         created_at: row.try_get("created_at")?,

@@ -53,6 +53,17 @@ pub async fn removal_list(client: &impl GenericClient, kernel: KernelId) -> Resu
     client.query(&statement, &[&kernel.0]).await?.iter().map(read).collect()
 }
 
+/// What all hosts owe of kernels, and why they have not done it yet, where that is known.
+///
+/// # Errors
+/// The database could not.
+pub async fn removal_all(client: &impl GenericClient) -> Result<Vec<(Removal, Option<String>)>, StoreError> {
+    let sql =
+        "select kernel_id, host_id, operation_id, epoch, reason from image.kernel_removal order by host_id, kernel_id";
+    let rows = client.query(&client.prepare_cached(sql).await?, &[]).await?;
+    rows.iter().map(|row| Ok((read(row)?, row.try_get("reason")?))).collect()
+}
+
 /// Takes one removal whose turn has come; nobody else tries it for `pause`.
 ///
 /// # Errors

@@ -106,7 +106,7 @@ impl Step<KernelDelete> for Withdraw {
 }
 
 /// Has every host remove the files; answers with those that could not.
-async fn remove_files(cx: &Context, kernel: KernelId) -> Result<Vec<HostId>, StoreError> {
+pub(super) async fn remove_files(cx: &Context, kernel: KernelId) -> Result<Vec<HostId>, StoreError> {
     let client = cx.store().client().await?;
     let removals = removal_list(&client, kernel).await?;
     drop(client);

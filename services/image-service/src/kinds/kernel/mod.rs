@@ -4,12 +4,14 @@
 
 mod agent;
 pub(super) mod along;
+mod collect;
 mod delete;
 mod import;
 mod place;
 
 use contract::{ApiError, HostId, KernelId, KernelName};
 
+pub use collect::{KernelCollect, KernelCollectOrder};
 pub use delete::{KernelDelete, KernelDeleteOrder, kernel_remove_once};
 pub use import::{Import, ImportOrder};
 pub use place::{KernelPlace, KernelPlaceOrder};
