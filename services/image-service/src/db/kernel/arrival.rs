@@ -7,7 +7,10 @@ use contract::{HostId, ImageId, KernelId, agent::StagedKernel, subject};
 use serde_json::json;
 use store::{GenericClient, StoreError, outbox};
 
-use super::{lookup::kernel_get, replica::replica_add_in_txn};
+use super::{
+    lookup::kernel_get,
+    replica::{replica_add_in_txn, replica_there_in_txn},
+};
 use crate::db::{image::image_set_kernel, name::Held};
 
 /// The kernel of the digest that was staged: the one there is, or this one from now on. It stays until the transaction ends. One
@@ -54,6 +57,14 @@ impl Held<'_> {
     /// The database could not.
     pub async fn kernel(&self, id: KernelId, source: &str, staged: &StagedKernel) -> Result<KernelId, StoreError> {
         kernel_arrive_in_txn(&self.transaction, id, source, staged, true).await
+    }
+
+    /// Whether the host is to have the kernel; then it stays until the transaction ends.
+    ///
+    /// # Errors
+    /// The database could not.
+    pub async fn kernel_there(&self, kernel: KernelId, host: &HostId) -> Result<bool, StoreError> {
+        replica_there_in_txn(&self.transaction, kernel, host).await
     }
 
     /// Takes down that the host has the kernel, whose files stand at their final place.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     arrival::kernel_arrive_in_txn,
     lookup::{kernel_get, kernel_named},
-    replica::replica_add_in_txn,
+    replica::{replica_add_in_txn, replica_there_in_txn},
 };
 use crate::db::claim_holds_in_txn;
 
@@ -86,6 +86,14 @@ impl Held<'_> {
     /// The database could not.
     pub async fn kernel(&self, id: KernelId, source: &str, staged: &StagedKernel) -> Result<KernelId, StoreError> {
         kernel_arrive_in_txn(&self.transaction, id, source, staged, false).await
+    }
+
+    /// Whether the host is to have the kernel.
+    ///
+    /// # Errors
+    /// The database could not.
+    pub async fn replicated(&self, kernel: KernelId, host: &HostId) -> Result<bool, StoreError> {
+        replica_there_in_txn(&self.transaction, kernel, host).await
     }
 
     /// Takes down that the host has the kernel, whose files stand at their final place.

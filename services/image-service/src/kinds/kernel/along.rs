@@ -10,7 +10,7 @@ use contract::{
 };
 use operations::{Context, Kind, StepError};
 
-use super::agent;
+use super::{agent, nothing_left};
 use crate::{
     db::{
         image::image_get,
@@ -90,9 +90,14 @@ pub async fn publish<K: Kind>(
     let own = id(made.id);
     let kernel = held.kernel(own, &made.source, staged).await?;
     // Also where the host is to have it already: it may have lost it, and what is whole there stays.
-    agent::publish(cx, host, kernel).await?;
-    runtime::fault::point(&format!("{}/publish/kernel", K::NAME));
-    held.kernel_replicate(kernel, host).await?;
+    match agent::publish(cx, host, kernel).await {
+        Ok(_) => {
+            runtime::fault::point(&format!("{}/publish/kernel", K::NAME));
+            held.kernel_replicate(kernel, host).await?;
+        }
+        Err(error) if nothing_left(&error) && held.kernel_there(kernel, host).await? => {}
+        Err(error) => return Err(error.into()),
+    }
     if kernel != own {
         // An earlier try may have brought the files to a place that is not theirs any more, as somebody else was faster.
         agent::remove(cx, host, own).await?;

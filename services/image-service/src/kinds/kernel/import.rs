@@ -12,7 +12,7 @@ use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{agent, name_taken};
+use super::{agent, name_taken, nothing_left};
 use crate::{
     db::kernel::{
         lookup::kernel_named,
@@ -187,9 +187,14 @@ async fn publish(cx: &Context, order: &ImportOrder, host: &HostId, staged: &Stag
     check_holder(&held, import, &staged.digest).await?;
     let kernel = held.kernel(id, &import.source.to_string(), staged).await?;
     // Also where the host is to have it already: it may have lost it, and what is whole there stays.
-    agent::publish(cx, host, kernel).await?;
-    runtime::fault::point("kernel.import/publish/renamed");
-    held.replicate(kernel, host).await?;
+    match agent::publish(cx, host, kernel).await {
+        Ok(_) => {
+            runtime::fault::point("kernel.import/publish/renamed");
+            held.replicate(kernel, host).await?;
+        }
+        Err(error) if nothing_left(&error) && held.replicated(kernel, host).await? => {}
+        Err(error) => return Err(error.into()),
+    }
     if kernel != id {
         // An earlier try may have brought the files to a place that is not theirs any more, as somebody else was faster.
         agent::remove(cx, host, id).await?;

@@ -9,7 +9,7 @@ mod delete;
 mod import;
 mod place;
 
-use contract::{ApiError, HostId, KernelId, KernelName};
+use contract::{ApiError, ErrorCode, HostId, KernelId, KernelName};
 
 pub use collect::{KernelCollect, KernelCollectOrder};
 pub use delete::{KernelDelete, KernelDeleteOrder, kernel_remove_once};
@@ -36,4 +36,10 @@ fn name_taken(name: &KernelName) -> ApiError {
 fn gone(kernel: KernelId) -> ApiError {
     ApiError::not_found(format!("the kernel {kernel} was deleted meanwhile"))
         .hint("`warren kernel ls` lists the kernels")
+}
+
+/// Whether a host has nothing staged to publish: an earlier try brought it to the place it would have had, and somebody else was faster to make
+/// the kernel the lab's.
+fn nothing_left(error: &ApiError) -> bool {
+    error.code == ErrorCode::FailedPrecondition
 }
