@@ -24,6 +24,6 @@ pub use context::Context;
 pub use engine::{Engine, EngineBuilder, Submitter};
 pub use fence::claim_holds_in_txn;
 pub use kind::{Kind, Step, StepError};
-pub use record::{get, list};
-pub use submit::{NewOperation, Submitted, cancel, release, submit, submit_held};
+pub use record::{get, get_in, list};
+pub use submit::{NewOperation, Submitted, cancel, finish_in_txn, release, replay, submit, submit_held};
 pub use verbs::{answer, serve_operation_verbs};

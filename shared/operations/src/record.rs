@@ -90,7 +90,11 @@ pub async fn get(store: &Store, id: OperationId) -> Result<Operation, ApiError> 
     get_in(&client, id).await
 }
 
-pub(crate) async fn get_in(client: &impl GenericClient, id: OperationId) -> Result<Operation, ApiError> {
+/// As [`get`], in a transaction too.
+///
+/// # Errors
+/// As [`get`].
+pub async fn get_in(client: &impl GenericClient, id: OperationId) -> Result<Operation, ApiError> {
     let query = format!("select {COLUMNS} from operations.operation o where o.id = $1");
     let statement = client.prepare_cached(&query).await.map_err(StoreError::from)?;
     match client.query_opt(&statement, &[&id.0]).await.map_err(StoreError::from)? {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use contract::{ApiError, OperationId, operation::Operation, subject};
 use serde_json::{Value, json};
 use store::{GenericClient, Store, StoreError, Transaction, outbox};
+use tokio_postgres::Row;
 
 use crate::record::get_in;
 
@@ -130,20 +131,56 @@ fn nul(value: &Value) -> bool {
     }
 }
 
-async fn replayed(client: &impl GenericClient, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {
+/// The operation of that kind that was accepted with this key, if one was: its caller has its answer whatever became of the world since.
+///
+/// # Errors
+/// As [`submit`].
+pub async fn replay(
+    client: &impl GenericClient,
+    kind: &str,
+    request_key: Option<&str>,
+    request_digest: &str,
+) -> Result<Option<OperationId>, ApiError> {
+    let Some(key) = request_key else { return Ok(None) };
     let query = "select id, request_digest from operations.operation where kind = $1 and request_key = $2";
     let statement = client.prepare_cached(query).await.map_err(StoreError::from)?;
-    let row = client.query_opt(&statement, &[&new.kind, &new.request_key]).await.map_err(StoreError::from)?;
-    let Some(row) = row else {
-        // It was purged between the two statements.
-        return Err(ApiError::aborted("the request id was used by an operation that was just purged")
-            .hint("ask again with a fresh request id"));
-    };
-    if row.get::<_, String>("request_digest") != new.request_digest {
+    let row = client.query_opt(&statement, &[&kind, &key]).await.map_err(StoreError::from)?;
+    row.map(|row| same_request(&row, request_digest)).transpose()
+}
+
+/// The operation of the row, if it is of the same request.
+fn same_request(row: &Row, request_digest: &str) -> Result<OperationId, ApiError> {
+    if row.get::<_, String>("request_digest") != request_digest {
         return Err(ApiError::invalid_argument("this request id was used before with another request")
             .hint("use a fresh Warren-Request-Id for every new request"));
     }
-    Ok(Submitted::Replayed(OperationId(row.get("id"))))
+    Ok(OperationId(row.get("id")))
+}
+
+async fn replayed(client: &impl GenericClient, new: &NewOperation<'_>) -> Result<Submitted, ApiError> {
+    let earlier = replay(client, new.kind, new.request_key.as_deref(), &new.request_digest).await?;
+    // It was purged between the two statements.
+    let purged = || {
+        ApiError::aborted("the request id was used by an operation that was just purged")
+            .hint("ask again with a fresh request id")
+    };
+    earlier.map(Submitted::Replayed).ok_or_else(purged)
+}
+
+/// Ends an operation, accepted in this transaction, that was carried out in it. Its state change, the operation and both events are
+/// there together or not at all.
+///
+/// # Errors
+/// The database is not there.
+pub async fn finish_in_txn(txn: &Transaction<'_>, id: OperationId, result: &Value) -> Result<(), ApiError> {
+    let query = "update operations.operation set state = 'succeeded', phase = 'done', result = $2, started_at = now(), finished_at = now() \
+         where id = $1 and state = 'queued' returning kind, resource";
+    let statement = txn.prepare_cached(query).await.map_err(StoreError::from)?;
+    let row = txn.query_one(&statement, &[&id.0, result]).await.map_err(StoreError::from)?;
+    let (kind, resource): (String, String) = (row.get(0), row.get(1));
+    let event = json!({ "kind": kind, "resource": resource, "state": "succeeded", "error": null, "undo_owed": false });
+    outbox::push(txn, &subject::event("operation", id, "succeeded"), &event).await?;
+    Ok(())
 }
 
 /// Cancels an operation: at once while it is queued, at its next step boundary while it runs. One that has

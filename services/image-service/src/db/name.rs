@@ -217,6 +217,43 @@ impl Held<'_> {
     }
 }
 
+/// As [`name_return_in_txn`], in a transaction of its own; `false` when the claim is lost: then nothing was written.
+///
+/// # Errors
+/// The database could not.
+pub async fn name_return(client: &mut Client, name: &ImageName, fence: Fence) -> Result<bool, StoreError> {
+    let transaction = client.transaction().await?;
+    name_return_in_txn(&transaction, name, fence.operation).await?;
+    fenced(transaction, fence).await
+}
+
+/// Gives a name that an operation changed back as it was, unless somebody has the old one by now: then the image keeps the new one;
+/// `false` when the claim is lost: then nothing was written.
+///
+/// # Errors
+/// The database could not.
+pub async fn name_rename_back(
+    client: &mut Client,
+    from: &ImageName,
+    to: &ImageName,
+    fence: Fence,
+) -> Result<bool, StoreError> {
+    let transaction = client.transaction().await?;
+    let sql = "update image.name set name = $1, set_by = null where name = $2 and set_by = $3 \
+         and not exists (select from image.name where name = $1)";
+    let back = transaction.prepare_cached(sql).await?;
+    transaction.execute(&back, &[&from.as_str(), &to.as_str(), &fence.operation.0]).await?;
+    fenced(transaction, fence).await
+}
+
+async fn fenced(transaction: Transaction<'_>, fence: Fence) -> Result<bool, StoreError> {
+    if !claim_holds_in_txn(&transaction, fence).await? {
+        return Ok(false);
+    }
+    transaction.commit().await.map_err(StoreError::committing)?;
+    Ok(true)
+}
+
 /// Lets a name mean what it meant before this operation, where it means what that made of it; free if that is gone.
 ///
 /// # Errors

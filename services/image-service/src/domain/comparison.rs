@@ -54,7 +54,10 @@ impl Object for ImageId {
 
     fn help(replica: &Replica<Self>) -> String {
         match replica.vms {
-            0 => format!("pull it to {} to have it back, or `warren image rm` it", replica.host),
+            0 => format!(
+                "pull it to {} to have it back, make it anew if it was promoted, registered or built, or `warren image rm` it",
+                replica.host
+            ),
             1 => "the disk of 1 VM builds on it: bring the directory back from a backup".to_owned(),
             vms => format!("the disks of {vms} VMs build on it: bring the directory back from a backup"),
         }

@@ -1,4 +1,4 @@
-//! Pure rules: what a source or a build may be, and where a replica goes.
+//! Pure rules: what a source, a reference or a build may be, where a replica goes, and how hosts and rows differ.
 
 pub mod build;
 pub mod comparison;

@@ -8,7 +8,7 @@ use operations::{Kind, NewOperation, Submitted, answer};
 use serde_json::json;
 use store::StoreError;
 
-use super::{App, check_timeout, get::not_found};
+use super::{App, check_timeout, get::not_found, replayed};
 use crate::{
     db::{build_cache::Hit, lookup::image_find},
     domain::build,
@@ -19,6 +19,9 @@ use crate::{
 pub async fn handle(app: Arc<App>, context: RequestContext, request: BuildRequest) -> Result<Operation, ApiError> {
     build::check(&request)?;
     check_timeout(request.timeout_ms)?;
+    if let Some(earlier) = replayed::<Build>(&app, &context, request.wait, request.timeout_ms).await? {
+        return Ok(earlier);
+    }
     let (wait, timeout_ms, name) = (request.wait, request.timeout_ms, request.base.clone());
     let mut client = app.store.client().await?;
     let transaction = client.transaction().await.map_err(StoreError::from)?;

@@ -8,7 +8,7 @@ use operations::{Kind, NewOperation, Submitted, answer};
 use serde_json::json;
 use store::StoreError;
 
-use super::{App, check_timeout, get::not_found};
+use super::{App, check_timeout, get::not_found, replayed};
 use crate::{
     db::lookup::image_find,
     kinds::{Delete, DeleteOrder, resource},
@@ -18,6 +18,9 @@ use crate::{
 /// is answered although the image is gone.
 pub async fn handle(app: Arc<App>, context: RequestContext, request: DeleteRequest) -> Result<Operation, ApiError> {
     check_timeout(request.timeout_ms)?;
+    if let Some(earlier) = replayed::<Delete>(&app, &context, request.wait, request.timeout_ms).await? {
+        return Ok(earlier);
+    }
     let mut client = app.store.client().await?;
     let transaction = client.transaction().await.map_err(StoreError::from)?;
     let found = image_find(&transaction, &request.image).await?;
@@ -28,7 +31,8 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: DeleteReque
         id: OperationId::new(),
         kind: Delete::NAME,
         resource: resource(image_id),
-        deadline: deadline::LIFECYCLE,
+        // It may wait for a push or an export of the image, and has its own time then.
+        deadline: deadline::PULL + deadline::LIFECYCLE,
         request: json!(DeleteOrder { image_id, name, only_name }),
         request_key: context.request_key,
         request_digest: context.body_digest,

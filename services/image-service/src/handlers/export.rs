@@ -8,7 +8,7 @@ use operations::{Kind, NewOperation, Submitted, answer};
 use serde_json::json;
 use store::StoreError;
 
-use super::{App, check_timeout, get::not_found};
+use super::{App, check_timeout, get::not_found, replayed};
 use crate::{
     db::lookup::image_find,
     kinds::{Export, ExportOrder, resource},
@@ -18,6 +18,9 @@ use crate::{
 /// image is gone.
 pub async fn handle(app: Arc<App>, context: RequestContext, request: ExportRequest) -> Result<Operation, ApiError> {
     check_timeout(request.timeout_ms)?;
+    if let Some(earlier) = replayed::<Export>(&app, &context, request.wait, request.timeout_ms).await? {
+        return Ok(earlier);
+    }
     let (wait, timeout_ms, name) = (request.wait, request.timeout_ms, request.image.clone());
     let mut client = app.store.client().await?;
     let transaction = client.transaction().await.map_err(StoreError::from)?;

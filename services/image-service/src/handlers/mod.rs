@@ -20,9 +20,10 @@ mod tag;
 use std::sync::Arc;
 
 use bus::{BusError, RequestContext, Service};
-use contract::{ApiError, Verb, deadline, image};
-use operations::Submitter;
-use store::Store;
+use contract::{ApiError, Verb, deadline, image, operation::Operation};
+use operations::{Kind, Submitter};
+use serde::de::DeserializeOwned;
+use store::{GenericClient, Store};
 
 use crate::reconciler::Reconciler;
 
@@ -71,6 +72,35 @@ pub async fn serve_all(service: &Service, app: &Arc<App>) -> Result<(), BusError
     serve::<image::Rename, _>(service, app, rename::handle).await?;
     serve::<image::SetKernel, _>(service, app, set_kernel::handle).await?;
     kernel::serve_all(service, app).await
+}
+
+/// The answer to a request that was accepted before, which comes first: what its words mean by now does not matter to it.
+async fn replayed<K: Kind>(
+    app: &App,
+    context: &RequestContext,
+    wait: bool,
+    timeout_ms: u64,
+) -> Result<Option<Operation>, ApiError> {
+    let client = app.store.client().await?;
+    let earlier = operations::replay(&client, K::NAME, context.request_key.as_deref(), &context.body_digest).await?;
+    drop(client);
+    let Some(id) = earlier else { return Ok(None) };
+    let operation = operations::get(&app.store, id).await?;
+    operations::answer(&app.submitter, operation, wait, timeout_ms).await.map(Some)
+}
+
+/// The reply to a request that was carried out before, of a verb that is done when it is accepted.
+async fn settled<T: DeserializeOwned>(
+    client: &impl GenericClient,
+    kind: &str,
+    context: &RequestContext,
+) -> Result<Option<T>, ApiError> {
+    let earlier = operations::replay(client, kind, context.request_key.as_deref(), &context.body_digest).await?;
+    let Some(id) = earlier else { return Ok(None) };
+    let operation = operations::get_in(client, id).await?;
+    let result = operation.result.unwrap_or_default();
+    let read = serde_json::from_value(result);
+    read.map(Some).map_err(|error| ApiError::internal(format!("the result of operation {id} cannot be read: {error}")))
 }
 
 /// Refuses a `timeout_ms` out of range before an operation is made that nobody would wait for.

@@ -12,7 +12,7 @@ use operations::{Kind, NewOperation, Submitted, answer};
 use serde_json::json;
 use store::StoreError;
 
-use super::{App, check_timeout, get::not_found};
+use super::{App, check_timeout, get::not_found, replayed};
 use crate::{
     db::lookup::image_find,
     domain::source,
@@ -23,6 +23,9 @@ use crate::{
 /// image is gone.
 pub async fn handle(app: Arc<App>, context: RequestContext, request: PushRequest) -> Result<Operation, ApiError> {
     check_timeout(request.timeout_ms)?;
+    if let Some(earlier) = replayed::<Push>(&app, &context, request.wait, request.timeout_ms).await? {
+        return Ok(earlier);
+    }
     source::check(&ImageSource::Registry(request.reference.clone()))?;
     if request.reference.contains('@') {
         return Err(ApiError::invalid_argument("the reference names a digest, which a push cannot choose")

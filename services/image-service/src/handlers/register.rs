@@ -7,7 +7,7 @@ use contract::{ApiError, ImageId, OperationId, deadline, image::RegisterRequest,
 use operations::{Kind, NewOperation, answer};
 use serde_json::json;
 
-use super::{App, check_timeout, kernel};
+use super::{App, check_timeout, kernel, replayed};
 use crate::{
     domain::file,
     kinds::{Register, RegisterOrder, resource},
@@ -18,6 +18,9 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: RegisterReq
     file::check(&request.source)?;
     file::check_config(&request.config)?;
     check_timeout(request.timeout_ms)?;
+    if let Some(earlier) = replayed::<Register>(&app, &context, request.wait, request.timeout_ms).await? {
+        return Ok(earlier);
+    }
     let (wait, timeout_ms) = (request.wait, request.timeout_ms);
     let image_id = ImageId::new();
     let named = request.kernel.clone();

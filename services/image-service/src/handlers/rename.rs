@@ -8,15 +8,18 @@ use operations::{Kind, NewOperation, Submitted, answer};
 use serde_json::json;
 use store::StoreError;
 
-use super::{App, check_timeout, get::not_found};
+use super::{App, check_timeout, get::not_found, replayed};
 use crate::{
     db::image::image_named,
-    kinds::{Rename, RenameOrder, resource},
+    kinds::{Rename, RenameOrder, name_resource},
 };
 
 /// Accepts the change of a name. A replay is answered although the old name is gone.
 pub async fn handle(app: Arc<App>, context: RequestContext, request: RenameRequest) -> Result<Operation, ApiError> {
     check_timeout(request.timeout_ms)?;
+    if let Some(earlier) = replayed::<Rename>(&app, &context, request.wait, request.timeout_ms).await? {
+        return Ok(earlier);
+    }
     if request.from == request.to {
         return Err(ApiError::invalid_argument("the new name is the old one"));
     }
@@ -27,7 +30,7 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: RenameReque
     let new = NewOperation {
         id: OperationId::new(),
         kind: Rename::NAME,
-        resource: resource(image_id),
+        resource: name_resource(&request.from),
         deadline: deadline::LIFECYCLE,
         request: json!(RenameOrder { image_id, rename: request.clone() }),
         request_key: context.request_key,

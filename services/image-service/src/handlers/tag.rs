@@ -8,15 +8,19 @@ use operations::{Kind, NewOperation, Submitted, answer};
 use serde_json::json;
 use store::StoreError;
 
-use super::{App, check_timeout, get::not_found};
+use super::{App, check_timeout, get::not_found, replayed};
 use crate::{
     db::lookup::image_find,
-    kinds::{Tag, TagOrder, resource},
+    kinds::{Tag, TagOrder, name_resource},
 };
 
-/// Accepts the tag of the image that is meant now. It waits for a delete of that image, and then finds it gone.
+/// Accepts the tag of the image that is meant now. It waits for the transaction of a delete of that image, and
+/// then finds it gone; for nobody who only reads the image.
 pub async fn handle(app: Arc<App>, context: RequestContext, request: TagRequest) -> Result<Operation, ApiError> {
     check_timeout(request.timeout_ms)?;
+    if let Some(earlier) = replayed::<Tag>(&app, &context, request.wait, request.timeout_ms).await? {
+        return Ok(earlier);
+    }
     let mut client = app.store.client().await?;
     let transaction = client.transaction().await.map_err(StoreError::from)?;
     let found = image_find(&transaction, &request.image).await?;
@@ -24,7 +28,7 @@ pub async fn handle(app: Arc<App>, context: RequestContext, request: TagRequest)
     let new = NewOperation {
         id: OperationId::new(),
         kind: Tag::NAME,
-        resource: resource(image_id),
+        resource: name_resource(&request.name),
         deadline: deadline::LIFECYCLE,
         request: json!(TagOrder { image_id, name: request.name.clone(), replace: request.replace }),
         request_key: context.request_key,

@@ -15,6 +15,7 @@ use store::StoreError;
 
 use super::publish::claim_lost;
 use crate::db::{
+    image::image_get,
     removal::{Removal, removal_done, removal_failed, removal_list},
     usage::Users,
     withdrawal::{Taken, Withdrawn, image_withdraw},
@@ -48,6 +49,9 @@ pub struct Journal {
     /// Whether the image went with its name.
     #[serde(default)]
     deleted: bool,
+    /// The names it has still, where it did not.
+    #[serde(default)]
+    names: Vec<ImageName>,
     /// Hosts that could not remove the files yet; the sweeper sees to them.
     owed: Vec<HostId>,
 }
@@ -62,7 +66,7 @@ impl Kind for Delete {
     }
 
     fn result(&self, order: &DeleteOrder, journal: &Journal) -> Value {
-        json!({ "image_id": order.image_id, "name": order.name, "deleted": journal.deleted, "owed": journal.owed })
+        json!({ "image_id": order.image_id, "name": order.name, "deleted": journal.deleted, "names": journal.names, "owed": journal.owed })
     }
 }
 
@@ -86,7 +90,10 @@ impl Step<Delete> for Withdraw {
         let taken = order.name.as_ref().filter(|_| order.only_name).map_or(Taken::All, Taken::Name);
         match image_withdraw(&mut client, cx.fence(), order.image_id, taken).await? {
             Withdrawn::Done => journal.deleted = true,
-            Withdrawn::Named => return Ok(()),
+            Withdrawn::Named => {
+                journal.names = image_get(&client, order.image_id).await?.map(|image| image.names).unwrap_or_default();
+                return Ok(());
+            }
             Withdrawn::ClaimLost => return Err(StepError::retry(claim_lost())),
             Withdrawn::InUse(users) => return Err(StepError::permanent(in_use(order, &users))),
         }

@@ -1,7 +1,7 @@
 //! The **kinds** of operations on images: what each does, step by step, with its undo beside it.
 //!
 //! Their resource is the image's id, minted with the pull: pulls never wait for each other, while a delete waits for the
-//! pull that makes its image. A build's is the name it is for, and that of one of its steps is what the step is made of.
+//! pull that makes its image. A tag's and a rename's is the name, so that they wait for no push. A build's is the name it is for, and that of one of its steps is what the step is made of.
 
 mod agent;
 mod build;
@@ -58,6 +58,11 @@ pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
 /// What operations on this image exclude each other by.
 pub fn resource(image: ImageId) -> String {
     format!("image:{image}")
+}
+
+/// What changes of a name exclude each other by. The name's row lock decides between them and whoever makes or deletes images.
+pub fn name_resource(name: &ImageName) -> String {
+    format!("image-name:{name}")
 }
 
 /// What the loser of a name is told: where the image that has it is from, and the option with which the command moves the name.

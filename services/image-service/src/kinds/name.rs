@@ -8,10 +8,9 @@ use contract::{
 use operations::{Context, Kind, Step, StepError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::StoreError;
 
 use super::{name_taken, publish::claim_lost};
-use crate::db::name::{name_hold, name_return_in_txn, names_hold};
+use crate::db::name::{name_hold, name_rename_back, name_return, names_hold};
 
 /// Gives an image a name.
 pub struct Tag;
@@ -97,8 +96,8 @@ impl Step<Tag> for Point {
     }
 
     async fn undo(&self, cx: &Context, _: &Tag, order: &TagOrder, _: &Journal) -> Result<(), StepError> {
-        let client = cx.store().client().await?;
-        Ok(name_return_in_txn(&client, &order.name, cx.operation()).await?)
+        let mut client = cx.store().client().await?;
+        given_back(name_return(&mut client, &order.name, cx.fence()).await?)
     }
 }
 
@@ -135,14 +134,15 @@ impl Step<Rename> for Change {
 
     /// The old name comes back, unless somebody has it by now: then the image keeps the new one.
     async fn undo(&self, cx: &Context, _: &Rename, order: &RenameOrder, _: &Journal) -> Result<(), StepError> {
-        let client = cx.store().client().await?;
-        let sql = "update image.name set name = $1, set_by = null where name = $2 and set_by = $3 \
-             and not exists (select from image.name where name = $1)";
-        let back = client.prepare_cached(sql).await.map_err(StoreError::from)?;
-        let (from, to) = (order.rename.from.as_str(), order.rename.to.as_str());
-        client.execute(&back, &[&from, &to, &cx.operation().0]).await.map_err(StoreError::from)?;
-        Ok(())
+        let mut client = cx.store().client().await?;
+        let (from, to) = (&order.rename.from, &order.rename.to);
+        given_back(name_rename_back(&mut client, from, to, cx.fence()).await?)
     }
+}
+
+/// What came of an undo that is to be written by whoever has the operation.
+pub(super) fn given_back(written: bool) -> Result<(), StepError> {
+    if written { Ok(()) } else { Err(StepError::retry(claim_lost())) }
 }
 
 fn gone(image: ImageId) -> ApiError {

@@ -51,3 +51,13 @@ impl<K: Placed> Step<K> for Place {
         }
     }
 }
+
+/// Another host for what these had no room for; none when all that are up have been asked.
+///
+/// # Errors
+/// The operation was cancelled, or the hosts are not known now.
+pub async fn another(cx: &Context, full: &[HostId]) -> Result<Option<HostId>, StepError> {
+    let mut hosts = cx.unless_cancelled(cx.bus().call::<host::List>(&Empty {})).await??.hosts;
+    hosts.retain(|host| !full.contains(&host.id));
+    Ok(placement::choose(&hosts, None).ok())
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use contract::{
-    ApiError, HostId, ImageId,
+    ApiError, ErrorCode, HostId, ImageId,
     agent::StagedImage,
     image::{Image, PullRequest},
 };
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     agent, name_taken,
-    place::{Place, Placed},
+    place::{Place, Placed, another},
     publish::{Made, Makes, Naming, Publish, Turns, attach, host_of},
 };
 use crate::db::image::{image_named, image_of_digest};
@@ -148,7 +148,8 @@ impl Step<Pull> for Resolve {
     }
 }
 
-/// Has the host download, verify and unpack: slow, and nothing is locked.
+/// Has the host download, verify and unpack: slow, and nothing is locked. Where nobody asked for that host and it has no room, the next
+/// one has its turn.
 struct Stage;
 
 #[async_trait]
@@ -161,8 +162,28 @@ impl Step<Pull> for Stage {
         if journal.here.is_some() {
             return Ok(());
         }
-        journal.staged = Some(agent::stage(cx, host_of::<Pull>(journal)?, order.pull.source.clone()).await?);
-        Ok(())
+        let mut full = Vec::new();
+        loop {
+            let host = host_of::<Pull>(journal)?.clone();
+            let failure = match agent::stage(cx, &host, order.pull.source.clone()).await {
+                Ok(staged) => {
+                    journal.staged = Some(staged);
+                    return Ok(());
+                }
+                Err(failure) => failure,
+            };
+            if failure.error.code != ErrorCode::ResourceExhausted || order.pull.host.is_some() {
+                return Err(failure);
+            }
+            full.push(host.clone());
+            let Some(next) = another(cx, &full).await? else { return Err(failure) };
+            tracing::info!(host.id = %host, next.id = %next, error = %failure.error, "a host has no room for the image; the next one is asked");
+            // Should it not be heard, or this worker die before it is recorded where the image is made now, the reconciler finds what is left.
+            if let Err(error) = agent::discard(cx, &host).await {
+                tracing::warn!(host.id = %host, %error, "a staging is left");
+            }
+            journal.host = Some(next);
+        }
     }
 
     async fn undo(&self, cx: &Context, _: &Pull, _: &PullOrder, journal: &Journal) -> Result<(), StepError> {

@@ -258,3 +258,51 @@ async fn a_host_that_lost_a_kernel_is_sent_it_again_or_what_to_do_is_said() {
     kernels.delete("stable").await.unwrap();
     kernels.assert_nothing_left().await;
 }
+
+#[tokio::test]
+async fn a_choice_of_a_kernel_that_comes_again_undoes_no_later_one() {
+    let kernels = Kernels::start().await;
+    let lab = &kernels.lab;
+    lab.pull(&registry("debian"), "debian").await.unwrap();
+    let (one, two) = (kernels.imported("/srv/1", "one").await, kernels.imported("/srv/2", "two").await);
+    let set = async |kernel: &str, key: &str| {
+        let request = json!({ "image": "debian", "kernel": kernel });
+        lab.call::<SetKernel>(request, Some(key)).await.map(|image| image.kernel.unwrap().id)
+    };
+    assert_eq!(set("one", "a").await.unwrap(), one.id);
+    assert_eq!(set("two", "b").await.unwrap(), two.id);
+    assert_eq!(set("one", "a").await.unwrap(), one.id, "as it was answered");
+    assert_eq!(lab.image("debian").await.unwrap().kernel.unwrap().id, two.id);
+    assert_eq!(set("two", "a").await.unwrap_err().code, ErrorCode::InvalidArgument);
+
+    let default = async |kernel: Option<&str>, key: &str| {
+        let Choice { kernel } = lab.call::<SetDefault>(json!({ "kernel": kernel }), Some(key)).await.unwrap();
+        kernel.map(|kernel| kernel.id)
+    };
+    assert_eq!(default(Some("one"), "a").await, Some(one.id));
+    assert_eq!(default(None, "b").await, None);
+    assert_eq!(default(Some("one"), "a").await, Some(one.id), "as it was answered");
+    assert!(!kernels.get("one").await.unwrap().default);
+    // Each change was told of once.
+    wait_until("the events", BOUND, async || {
+        (lab.events().await.iter().filter(|event| *event == "kernel").count() == 2).then_some(())
+    })
+    .await;
+    let sql = lab.sql().await;
+    let ended = "select count(*) from operations.operation \
+         where kind in ('image.set_kernel', 'kernel.set_default') and state = 'succeeded'";
+    assert_eq!(count(&sql, ended).await, 4);
+}
+
+#[tokio::test]
+async fn a_registration_that_comes_again_is_answered_although_its_kernel_is_gone() {
+    let kernels = Kernels::start().await;
+    let (lab, _) = (&kernels.lab, kernels.imported("/srv/6.1", "stable").await);
+    let request = json!({ "source": { "path": "/srv/root.ext4" }, "name": "web", "kernel": "stable", "wait": true });
+    let first = lab.call::<Register>(request.clone(), Some("r")).await.unwrap();
+    lab.delete("web").await.unwrap();
+    kernels.delete("stable").await.unwrap();
+    assert_eq!(lab.call::<Register>(request.clone(), Some("r")).await.unwrap(), first);
+    assert_eq!(lab.call::<Register>(request, Some("s")).await.unwrap_err().code, ErrorCode::NotFound);
+    kernels.assert_nothing_left().await;
+}

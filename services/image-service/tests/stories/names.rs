@@ -3,7 +3,7 @@
 use contract::{
     ErrorCode,
     host::HostState,
-    image::{List, Pull, Rename, Tag},
+    image::{List, Pull, Push, Rename, Tag},
 };
 use futures::future::join_all;
 use serde_json::json;
@@ -240,4 +240,24 @@ async fn pulls_tags_renames_and_removals_of_one_name_at_once_leave_it_whole() {
         drop(lab.delete(&image.id.to_string()).await);
     }
     lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_request_that_comes_again_is_answered_before_its_words_are_looked_up() {
+    let lab = Lab::start().await;
+    let debian = image_of(&lab.pull(&registry("debian"), "debian").await.unwrap());
+    let tag = json!({ "image": &debian.digest[..19], "name": "base", "wait": true });
+    let push = json!({ "image": &debian.digest[..19], "reference": registry("out"), "wait": true });
+    let tagged = lab.call::<Tag>(tag.clone(), Some("t")).await.unwrap();
+    let pushed = lab.call::<Push>(push.clone(), Some("p")).await.unwrap();
+    // Another image begins with these digits now.
+    let sql = lab.sql().await;
+    let twin = "insert into image.image (id, digest, source, architecture, rootfs_bytes, config) \
+         select gen_random_uuid(), substr(digest, 1, 30) || 'other', source, architecture, rootfs_bytes, config from image.image";
+    sql.execute(twin, &[]).await.unwrap();
+    assert_eq!(lab.call::<Tag>(tag.clone(), None).await.unwrap_err().code, ErrorCode::InvalidArgument);
+    assert_eq!(lab.call::<Tag>(tag, Some("t")).await.unwrap(), tagged);
+    assert_eq!(lab.call::<Push>(push, Some("p")).await.unwrap(), pushed);
+    let another = json!({ "image": "debian", "name": "base", "wait": true });
+    assert_eq!(lab.call::<Tag>(another, Some("t")).await.unwrap_err().code, ErrorCode::InvalidArgument);
 }

@@ -1,14 +1,18 @@
 //! Pulls: alone, side by side, and racing for a name.
 
 use contract::{
-    ErrorCode,
+    ApiError, ErrorCode,
+    host::HostState,
     image::{List, Pull},
     operation::{Cancel, OperationState},
 };
 use serde_json::json;
 use testkit::wait_until;
 
-use crate::lab::{BOUND, Lab, image_of, registry};
+use crate::{
+    fake_host::FakeHost,
+    lab::{BOUND, Lab, image_of, registry},
+};
 
 #[tokio::test]
 async fn an_image_is_pulled_shown_listed_and_deleted() {
@@ -174,4 +178,29 @@ async fn a_waiting_request_is_answered_when_its_time_is_up() {
     assert!(!lab.operation(id).await.state.is_final());
     lab.host.release(&source);
     image_of(&lab.ended(id).await);
+}
+
+#[tokio::test]
+async fn a_host_without_room_gives_way_to_the_next_unless_it_was_asked_for() {
+    let lab = Lab::start().await;
+    let other = FakeHost::start(&lab.bus, "h2").await;
+    lab.registry.put("h2", HostState::Up, 512);
+    let source = registry("debian");
+    let full = || ApiError::resource_exhausted("the host's disk is 97.1 % full");
+    lab.host.fail(&source, full());
+    let image = image_of(&lab.pull(&source, "debian").await.unwrap());
+    assert_eq!(image.hosts, std::slice::from_ref(&other.id));
+    assert_eq!((lab.host.staging(), lab.host.images()), (vec![], vec![]));
+    let here = json!({ "source": { "registry": source }, "name": "here", "host": "h1", "wait": true });
+    assert_eq!(lab.call::<Pull>(here, None).await.unwrap_err().code, ErrorCode::ResourceExhausted);
+    // None has room, or one finds something else to be wrong.
+    let large = registry("large");
+    lab.host.fail(&large, full());
+    other.fail(&large, full());
+    assert_eq!(lab.pull(&large, "large").await.unwrap_err().code, ErrorCode::ResourceExhausted);
+    other.fail(&large, ApiError::invalid_argument("a layer is no tar archive"));
+    assert_eq!(lab.pull(&large, "large").await.unwrap_err().code, ErrorCode::InvalidArgument);
+    assert_eq!((lab.host.staging(), other.staging()), (vec![], vec![]));
+    lab.delete("debian").await.unwrap();
+    lab.assert_nothing_left().await;
 }

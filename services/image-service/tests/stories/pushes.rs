@@ -2,14 +2,14 @@
 
 use contract::{
     ApiError, ErrorCode,
-    image::{Push, PushRequest},
+    image::{Push, PushRequest, Rename, Tag},
     operation::{Cancel, Operation, OperationState},
 };
 use image_service::Server;
 use serde_json::json;
 use testkit::wait_until;
 
-use crate::lab::{BOUND, Lab, registry};
+use crate::lab::{BOUND, Lab, count, registry};
 
 async fn push(lab: &Lab, to: &str, key: Option<&str>, wait: bool) -> Result<Operation, ApiError> {
     lab.call::<Push>(json!({ "image": "debian", "reference": to, "wait": wait }), key).await
@@ -72,5 +72,29 @@ async fn what_a_registry_refuses_fails_the_push_and_a_service_that_ends_is_repla
     lab.server = Some(Server::start(lab.config.clone()).await.unwrap());
     assert_eq!(lab.ended(pushing).await.state, OperationState::Succeeded);
     lab.delete("debian").await.unwrap();
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn names_do_not_wait_for_a_push_and_a_delete_that_does_has_its_own_time() {
+    let lab = Lab::start().await;
+    lab.pull(&registry("debian"), "debian").await.unwrap();
+    let to = registry("mirror");
+    lab.host.block(&to);
+    let pushing = push(&lab, &to, None, false).await.unwrap().id;
+    wait_until("the push", BOUND, async || (lab.host.asked(&to) > 0).then_some(())).await;
+    lab.call::<Tag>(json!({ "image": "debian", "name": "v2", "wait": true }), None).await.unwrap();
+    lab.call::<Rename>(json!({ "from": "debian", "to": "v1", "wait": true }), None).await.unwrap();
+    assert_eq!(lab.operation(pushing).await.state, OperationState::Running);
+    let delete = lab.call::<contract::image::Delete>(json!({ "image": "v2" }), None).await.unwrap().id;
+    let sql = lab.sql().await;
+    let longer = "select count(*) from operations.operation d join operations.operation p \
+         on p.kind = 'image.push' and d.kind = 'image.delete' and d.deadline_at > p.deadline_at + interval '4 minutes'";
+    assert_eq!(count(&sql, longer).await, 1);
+    lab.host.release(&to);
+    assert_eq!(lab.ended(pushing).await.state, OperationState::Succeeded);
+    let result = lab.ended(delete).await.result.unwrap();
+    assert_eq!((&result["deleted"], &result["names"]), (&json!(false), &json!(["v1"])));
+    lab.delete("v1").await.unwrap();
     lab.assert_nothing_left().await;
 }

@@ -61,7 +61,8 @@ pub async fn begin(cx: &Context, order: &BuildOrder, step: usize, base: &Hit, ca
         kind: BuildStep::NAME,
         resource: BuildStep::resource(cache),
         request: json!(request),
-        deadline: limit + deadline::BUILD_STEP,
+        // It may wait for another build of the same to fail, and has its own time then.
+        deadline: (limit + deadline::BUILD_STEP) * 2,
         request_key: Some(key(cx.operation(), step)),
         request_digest: String::new(),
         traceparent: telemetry::current_traceparent(),

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 pub use step::BuildStep;
 
 use super::{
+    name::given_back,
     name_taken,
     publish::{Made, Naming, Turns, attach},
 };
@@ -31,7 +32,7 @@ use crate::{
     db::{
         build_cache::{Hit, cache_use},
         image::image_named,
-        name::name_return_in_txn,
+        name::name_return,
     },
     domain::build,
 };
@@ -179,8 +180,8 @@ impl Step<Build> for Name {
     }
 
     async fn undo(&self, cx: &Context, _: &Build, order: &BuildOrder, _: &Journal) -> Result<(), StepError> {
-        let client = cx.store().client().await?;
-        Ok(name_return_in_txn(&client, &order.build.name, cx.operation()).await?)
+        let mut client = cx.store().client().await?;
+        given_back(name_return(&mut client, &order.build.name, cx.fence()).await?)
     }
 }
 
