@@ -5,6 +5,7 @@ pub mod disk;
 pub mod doctor;
 pub mod events;
 pub mod exec;
+mod gone;
 pub mod host;
 pub mod image;
 pub mod job;

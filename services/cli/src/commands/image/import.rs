@@ -38,7 +38,7 @@ pub(super) async fn run(global: &Global, format: Format, args: ImportArgs) -> Re
     let (replace, timeout_ms) = (args.replace, deadline::WAIT_DEFAULT_MS);
     let request = ImportRequest { source, name, host, replace, wait: false, timeout_ms };
     let operation = client.change::<image::Import>(&request, deadline::QUICK).await?;
-    made(&client, operation, sending, request.name.as_str(), format, args.waiting.no_wait).await
+    made(&client, operation, sending, format, args.waiting.no_wait).await
 }
 
 /// The image's name by its file's.

@@ -17,13 +17,21 @@ mod show;
 mod tag;
 mod upload;
 
-use contract::image::Image;
+use contract::{ApiError, image::Image, operation::Operation};
 
 use crate::{
     args::{Global, ImageCommand},
     failure::{Failure, Outcome},
-    output::Format,
+    output::{self, Format},
 };
+
+/// Tells which image an operation gave: what its name means by now may be another's.
+fn here(operation: &Operation) -> Result<(), Failure> {
+    let image: Image = serde_json::from_value(operation.result.clone().unwrap_or_default())
+        .map_err(|error| ApiError::internal(format!("the result of the operation cannot be read: {error}")))?;
+    let size = indicatif::BinaryBytes(image.rootfs_bytes);
+    output::text(&format!("image {} is here: {} ({size})\n", image.name, image.digest))
+}
 
 /// Runs a command about images.
 ///

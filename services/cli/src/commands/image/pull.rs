@@ -2,15 +2,16 @@
 
 use contract::{
     ApiError, deadline,
-    image::{self, ImageRef, ImageSource, PullRequest},
+    image::{self, ImageSource, PullRequest},
 };
 
+use super::here;
 use crate::{
     args::{Global, image::PullArgs},
     client::Client,
     commands::{parse, parse_some},
     failure::{Failure, Outcome},
-    output::{self, Format},
+    output::Format,
     wait,
 };
 
@@ -22,13 +23,7 @@ pub(super) async fn run(global: &Global, format: Format, args: PullArgs) -> Resu
     let request = PullRequest { source, name, host, if_newer, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
     let client = Client::connect(global).await?;
     let operation = client.change::<image::Pull>(&request, deadline::QUICK).await?;
-    let name = request.name.to_string();
-    wait::settle(&client, operation, format, waiting.no_wait, async |_| {
-        let image = client.ask::<image::Get>(&ImageRef { image: name }).await?;
-        let size = indicatif::BinaryBytes(image.rootfs_bytes);
-        output::text(&format!("image {} is here: {} ({size})\n", image.name, image.digest))
-    })
-    .await
+    wait::settle(&client, operation, format, waiting.no_wait, async |ended| here(&ended)).await
 }
 
 fn source(reference: String, layout: bool, manifest: Option<String>) -> Result<ImageSource, ApiError> {

@@ -30,7 +30,7 @@ pub(super) async fn run(global: &Global, format: Format, args: RegisterArgs) -> 
     let (kernel, replace, timeout_ms) = (args.kernel, args.replace, deadline::WAIT_DEFAULT_MS);
     let request = RegisterRequest { source, name, host, config, kernel, replace, wait: false, timeout_ms };
     let operation = client.change::<image::Register>(&request, deadline::QUICK).await?;
-    made(&client, operation, sending, request.name.as_str(), format, args.waiting.no_wait).await
+    made(&client, operation, sending, format, args.waiting.no_wait).await
 }
 
 /// A file, where it is.

@@ -8,6 +8,7 @@ use contract::{
 use crate::{
     args::{Global, image::RmArgs},
     client::Client,
+    commands::gone,
     failure::{Failure, Outcome},
     output::{self, Format},
     wait,
@@ -19,6 +20,8 @@ pub(super) async fn run(global: &Global, format: Format, args: RmArgs) -> Result
     let client = Client::connect(global).await?;
     let request = DeleteRequest { image: image.clone(), wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
     let operation = client.change::<image::Delete>(&request, deadline::QUICK).await?;
-    let text = format!("image {} is gone\n", output::clean(&image));
-    wait::settle(&client, operation, format, waiting.no_wait, async |_| output::text(&text)).await
+    wait::settle(&client, operation, format, waiting.no_wait, async |ended| {
+        output::text(&gone::told("image", &image, &ended))
+    })
+    .await
 }

@@ -12,11 +12,12 @@ use archive::{program, sparse::Sender};
 use bus::ByteStream;
 use contract::{
     ApiError, ErrorCode, SessionId, deadline,
-    image::{self, FileSource, ImageRef, LABEL_MAX},
+    image::{FileSource, LABEL_MAX},
     operation::{self, Operation, OperationRef},
 };
 use tokio::{io::AsyncWriteExt, runtime::Handle, task::JoinHandle};
 
+use super::here;
 use crate::{
     client::Client,
     failure::{Failure, Outcome},
@@ -231,15 +232,10 @@ pub(super) async fn made(
     client: &Client,
     operation: Operation,
     sending: Option<Sending>,
-    name: &str,
     format: Format,
     no_wait: bool,
 ) -> Result<Outcome, Failure> {
-    let shown = async |_| {
-        let image = client.ask::<image::Get>(&ImageRef { image: name.to_owned() }).await?;
-        let size = indicatif::BinaryBytes(image.rootfs_bytes);
-        output::text(&format!("image {} is here: {} ({size})\n", image.name, image.digest))
-    };
+    let shown = async |ended: Operation| here(&ended);
     let Some(sending) = sending else { return wait::settle(client, operation, format, no_wait, shown).await };
     if no_wait {
         // It is this process's to send, even if the end is not waited for.

@@ -9,7 +9,7 @@ use contract::{
     },
 };
 
-use super::{parse, parse_some};
+use super::{gone, parse, parse_some};
 use crate::{
     args::{Global, KernelCommand, KernelImportArgs},
     client::Client,
@@ -44,10 +44,12 @@ pub async fn run(global: &Global, format: Format, command: KernelCommand) -> Res
         }
         KernelCommand::Rm { kernel, waiting } => {
             let client = Client::connect(global).await?;
-            let text = format!("kernel {} is gone\n", output::clean(&kernel));
-            let request = DeleteRequest { kernel, wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
+            let request = DeleteRequest { kernel: kernel.clone(), wait: false, timeout_ms: deadline::WAIT_DEFAULT_MS };
             let operation = client.change::<kernel::Delete>(&request, deadline::QUICK).await?;
-            wait::settle(&client, operation, format, waiting.no_wait, async |_| output::text(&text)).await
+            wait::settle(&client, operation, format, waiting.no_wait, async |ended| {
+                output::text(&gone::told("kernel", &kernel, &ended))
+            })
+            .await
         }
         KernelCommand::Default { kernel, none } => default(global, format, kernel, none).await,
     }

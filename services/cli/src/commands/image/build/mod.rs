@@ -38,11 +38,13 @@ pub(super) async fn run(global: &Global, format: Format, args: BuildArgs) -> Res
         Ok(operation) => follow(&client, operation, format).await,
         Err(error) => Err(error.into()),
     };
-    for object in stored {
-        object.remove(&client).await;
+    if needs_no_files(&ended) {
+        for object in stored {
+            object.remove(&client).await;
+        }
     }
-    let Some(operation) = ended? else { return Ok(Outcome::Exit(SIGINT_EXIT)) };
-    let operation = wait::succeeded(operation)?;
+    let Watched::Ended(operation) = ended? else { return Ok(Outcome::Exit(SIGINT_EXIT)) };
+    let operation = wait::succeeded(*operation)?;
     match format {
         Format::Json => output::json(&operation)?,
         Format::Table => tell(&operation)?,
@@ -58,8 +60,25 @@ fn tell(operation: &Operation) -> Result<(), Failure> {
     output::text(&format!("image {} is here: {} ({size})\n", built.image.name, built.image.digest))
 }
 
-/// Shows the log until the build has ended. Ctrl-C cancels it, and its undo is waited for; once more leaves it. Nothing is given then.
-async fn follow(client: &Client, operation: Operation, format: Format) -> Result<Option<Operation>, Failure> {
+/// How the watching of a build ended.
+#[derive(Debug)]
+enum Watched {
+    /// With the build.
+    Ended(Box<Operation>),
+    /// With the build, which was called off here.
+    CalledOff,
+    /// Before it: the build goes on.
+    Left,
+}
+
+/// Whether the files that were stored for it are of no use any more. A build whose watcher ended badly goes on, and one whose acceptance
+/// is not known may: what these need goes by itself once it is old.
+fn needs_no_files(ended: &Result<Watched, Failure>) -> bool {
+    matches!(ended, Ok(Watched::Ended(_) | Watched::CalledOff))
+}
+
+/// Shows the log until the build has ended. Ctrl-C cancels it, and its undo is waited for; once more leaves it.
+async fn follow(client: &Client, operation: Operation, format: Format) -> Result<Watched, Failure> {
     let id = operation.id;
     let build = id.to_string();
     let shown = async {
@@ -76,13 +95,13 @@ async fn follow(client: &Client, operation: Operation, format: Format) -> Result
             ended = &mut shown => {
                 let operation = ended?;
                 let called_off = cancelled && operation.state == OperationState::Cancelled;
-                return Ok((!called_off).then_some(operation));
+                return Ok(if called_off { Watched::CalledOff } else { Watched::Ended(Box::new(operation)) });
             }
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted.map_err(|error| ApiError::internal(format!("Ctrl-C cannot be seen: {error}")))?;
                 if cancelled {
                     output::note(&format!("the build is left to be cancelled: `warren op wait {id}` waits for that"));
-                    return Ok(None);
+                    return Ok(Watched::Left);
                 }
                 cancelled = true;
                 output::note("the build is being cancelled");
@@ -194,6 +213,15 @@ mod tests {
         let shown: Vec<_> = grouped.iter().map(|(script, files)| (script.to_str().unwrap(), files.clone())).collect();
         assert_eq!(shown, [("1", vec!["a"]), ("2", vec!["b", "c", "d"])]);
         assert!(super::grouped(&Parts(vec![file("a")])).is_err());
+    }
+
+    #[test]
+    fn files_stay_while_a_build_may_need_them() {
+        assert!(needs_no_files(&Ok(Watched::CalledOff)));
+        assert!(!needs_no_files(&Ok(Watched::Left)));
+        // `warren image build … | head`: nobody reads any more.
+        let closed = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(!needs_no_files(&Err(ApiError::unavailable(closed.to_string()).into())));
     }
 
     #[test]
