@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
-    io::{self, Read},
+    io::{self, BufReader, Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,12 +15,17 @@ use contract::ApiError;
 
 use super::{
     cache::{Check, as_io},
+    layer::tar::{Kind, Reader},
     manifest::Descriptor,
     storage_error,
 };
 
 /// More members has no archive of an image that is meant as one.
 const MEMBERS_MAX: usize = 100_000;
+/// The most bytes of headers in an archive: two kilobytes for each member.
+const BETWEEN_MAX: u64 = 200 << 20;
+/// The longest name that is looked up, in bytes, with room to spare: a blob's has 77.
+const NAME_MAX: usize = 255;
 
 /// An open layout.
 pub(super) enum Layout {
@@ -126,25 +131,39 @@ fn refuse_packed(path: &str, file: &File) -> Result<(), ApiError> {
         .hint(format!("unpack it with {packed}; its layers are compressed themselves")))
 }
 
-/// Where an archive's members lie.
+/// Where an archive's members lie. What lies between them is read, and is bounded; they themselves are jumped over.
 fn members(path: &str, file: &File) -> Result<HashMap<String, (u64, u64)>, ApiError> {
-    let malformed = |error: io::Error| ApiError::not_found(format!("{path} is no tar archive of a layout: {error}"));
-    let size = file.metadata().map_err(|error| storage_error(Path::new(path), &error))?.len();
-    let mut members = HashMap::new();
-    let mut archive = tar::Archive::new(file);
-    for (n, entry) in archive.entries_with_seek().map_err(malformed)?.enumerate() {
-        if n >= MEMBERS_MAX {
-            return Err(ApiError::invalid_argument(format!("{path} has more than {MEMBERS_MAX} members")));
+    let malformed = |why: String| ApiError::not_found(format!("{path} is no tar archive of a layout: {why}"));
+    let unreadable = |error: io::Error| storage_error(Path::new(path), &error);
+    let size = file.metadata().map_err(unreadable)?.len();
+    let (mut members, mut count, mut between, mut end) = (HashMap::new(), 0, 0, 0);
+    let mut archive = Reader::new(BufReader::new(file));
+    while let Some(member) = archive.next().map_err(|error| malformed(error.to_string()))? {
+        let rest = archive.jump();
+        let begin = rest.input.stream_position().map_err(unreadable)?;
+        count += 1;
+        between += begin - end;
+        if count > MEMBERS_MAX || between > BETWEEN_MAX {
+            return Err(ApiError::invalid_argument(format!(
+                "{path} has more than {MEMBERS_MAX} members, or more than {BETWEEN_MAX} bytes around them"
+            )));
         }
-        let entry = entry.map_err(malformed)?;
-        if !entry.header().entry_type().is_file() {
-            continue;
+        let name = String::from_utf8_lossy(&member.path).trim_start_matches("./").to_owned();
+        end = begin.checked_add(rest.stored).filter(|end| *end <= size).ok_or_else(|| {
+            ApiError::invalid_argument(format!(
+                "{path} is cut off within {:?}",
+                &name.chars().take(NAME_MAX).collect::<String>()
+            ))
+        })?;
+        if member.kind == Kind::File && name.len() <= NAME_MAX {
+            if rest.sparse {
+                return Err(ApiError::invalid_argument(format!("{path} has {name:?} without its holes"))
+                    .hint("pack it without --sparse"));
+            }
+            members.insert(name, (begin, end));
         }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-        let begin = entry.raw_file_position();
-        let end = begin.checked_add(entry.size()).filter(|end| *end <= size);
-        let end = end.ok_or_else(|| ApiError::invalid_argument(format!("{path} is cut off within {name:?}")))?;
-        members.insert(name, (begin, end));
+        end = end.saturating_add(rest.filling);
+        rest.input.seek(SeekFrom::Start(end)).map_err(unreadable)?;
     }
     Ok(members)
 }

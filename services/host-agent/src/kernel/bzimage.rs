@@ -5,16 +5,21 @@ use super::packed;
 
 /// The largest uncompressed kernel, in bytes: ten times a distribution's.
 pub(super) const KERNEL_MAX: usize = 512 * 1024 * 1024;
+/// The largest bzImage, in bytes: it is held beside what comes out of it. Ten times a distribution's.
+const BZIMAGE_MAX: usize = 128 * 1024 * 1024;
 /// What the LZ4 legacy format unpacks at once (lz4_Frame_format.md, "Legacy frame").
 const LZ4_BLOCK: usize = 8 * 1024 * 1024;
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 
-/// The uncompressed kernel of a vmlinux or bzImage.
-pub(super) fn vmlinux(image: &[u8]) -> Result<Vec<u8>, String> {
+/// The uncompressed kernel of a vmlinux, which is the file itself, or of a bzImage.
+pub(super) fn vmlinux(image: Vec<u8>) -> Result<Vec<u8>, String> {
     if image.starts_with(b"\x7fELF") {
-        return Ok(image.to_vec());
+        return Ok(image);
     }
-    let payload = payload(image).ok_or("it is neither an ELF file nor a bzImage")?;
+    if image.len() > BZIMAGE_MAX {
+        return Err(format!("it is a bzImage of more than {} MiB", BZIMAGE_MAX >> 20));
+    }
+    let payload = payload(&image).ok_or("it is neither an ELF file nor a bzImage")?;
     let kernel = if let Some(blocks) = payload.strip_prefix(&LZ4_LEGACY[..]) {
         lz4(blocks)?
     } else if packed::is_packed(payload) {
@@ -101,23 +106,23 @@ mod tests {
             lz4,
         ] {
             let head = payload[..4].to_vec();
-            assert!(vmlinux(&bzimage(&payload)).unwrap() == elf, "{head:x?}");
-            assert!(vmlinux(&bzimage(&payload[..payload.len() / 2])).is_err(), "{head:x?}, cut short");
+            assert!(vmlinux(bzimage(&payload)).unwrap() == elf, "{head:x?}");
+            assert!(vmlinux(bzimage(&payload[..payload.len() / 2])).is_err(), "{head:x?}, cut short");
         }
-        assert!(vmlinux(&bzimage(&elf)).unwrap_err().contains("packed with none"));
+        assert!(vmlinux(bzimage(&elf)).unwrap_err().contains("packed with none"));
     }
 
     #[test]
     fn what_is_no_kernel_is_refused_without_panic() {
-        assert!(vmlinux(b"").is_err());
-        assert!(vmlinux(&[0; 1024]).is_err());
+        assert!(vmlinux(Vec::new()).is_err());
+        assert!(vmlinux(vec![0; 1024]).is_err());
         let mut lying = vec![0; 0x1000];
         lying[0x202..0x206].copy_from_slice(b"HdrS");
         lying[0x248..0x250].copy_from_slice(&[0xff; 8]);
-        assert!(vmlinux(&lying).is_err());
+        assert!(vmlinux(lying).is_err());
         // A bomb is cut off at the largest kernel.
         let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         std::io::copy(&mut std::io::Read::take(std::io::repeat(0), KERNEL_MAX as u64 + 10), &mut bomb).unwrap();
-        assert!(vmlinux(&bzimage(&bomb.finish().unwrap())).unwrap_err().contains("more than 512 MiB"));
+        assert!(vmlinux(bzimage(&bomb.finish().unwrap())).unwrap_err().contains("more than 512 MiB"));
     }
 }

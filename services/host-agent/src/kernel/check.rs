@@ -12,6 +12,10 @@ use super::{
 /// The ELF note a VMM starts a kernel by without a boot loader (PVH: include/xen/interface/elfnote.h, XEN_ELFNOTE_PHYS32_ENTRY).
 const PVH_NOTE: (&[u8], u32) = (b"Xen", 18);
 
+/// The most segments and notes that are looked at: a kernel has a dozen of each, and segments may lie over each other.
+const SEGMENTS_MAX: usize = 128;
+const NOTES_MAX: usize = 1024;
+
 /// Refuses a kernel no VMM of Warren's could start; its release.
 pub(super) fn kernel(vmlinux: &[u8]) -> Result<String, OfferError> {
     let damaged = |error: object::Error| OfferError::Refused(format!("its vmlinux is no ELF file of 64 bits: {error}"));
@@ -20,10 +24,14 @@ pub(super) fn kernel(vmlinux: &[u8]) -> Result<String, OfferError> {
     if header.e_machine(endian) != object::elf::EM_X86_64 {
         return refuse("its vmlinux is not for this architecture (amd64)");
     }
-    let mut pvh = false;
-    for segment in header.program_headers(endian, vmlinux).map_err(damaged)? {
+    let (mut pvh, mut count) = (false, 0);
+    for segment in header.program_headers(endian, vmlinux).map_err(damaged)?.iter().take(SEGMENTS_MAX) {
         let Some(mut notes) = segment.notes(endian, vmlinux).map_err(damaged)? else { continue };
         while let Some(note) = notes.next().map_err(damaged)? {
+            count += 1;
+            if count > NOTES_MAX {
+                return refuse("its vmlinux has too many notes");
+            }
             pvh |= (note.name(), note.n_type(endian)) == PVH_NOTE;
         }
     }

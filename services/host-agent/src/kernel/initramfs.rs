@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
+    io::{self, BufReader, Read},
     path::{Path, PathBuf},
 };
 
@@ -27,6 +28,10 @@ pub(super) const MODULES: [&str; 9] = [
 /// A module's name with its file's content.
 pub(super) type Module = (String, Vec<u8>);
 
+/// The most bytes of the modules guests need, which are held in memory: ten times those of a kernel built to be debugged.
+const NEEDED_MAX: u64 = 64 << 20;
+/// The most bytes read of a list of modules: a distribution's has 30 KB.
+const BUILTIN_MAX: u64 = 4 << 20;
 /// The largest module taken, in bytes: ten times the largest a distribution has.
 pub(super) const MODULE_MAX: usize = 256 * 1024 * 1024;
 
@@ -37,13 +42,34 @@ pub(super) fn modules(dir: &Path) -> Result<Vec<Module>, KernelError> {
     if kernel.exists() {
         walk(&kernel, &mut files)?;
     }
-    let mut found = BTreeMap::new();
+    let (mut found, mut left) = (BTreeMap::new(), NEEDED_MAX);
     for (name, path) in files {
-        let bytes = fs::read(&path).and_then(|bytes| packed::all(&bytes, MODULE_MAX)).map_err(file_error(&path))?;
+        let bytes = module(&path, left).map_err(file_error(&path))?;
+        left -= bytes.len() as u64;
         found.insert(name, bytes);
     }
-    let builtin = fs::read_to_string(dir.join("modules.builtin")).unwrap_or_default();
+    let mut builtin = String::new();
+    if let Ok(list) = File::open(dir.join("modules.builtin")) {
+        // One that is no text lists none.
+        drop(list.take(BUILTIN_MAX).read_to_string(&mut builtin));
+    }
     pick(found, &builtin, dir)
+}
+
+/// A module's bytes, of which there may be so many; unpacked where its name says that it is packed.
+fn module(path: &Path, left: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = BufReader::new(File::open(path)?);
+    let unpacked: Box<dyn Read> =
+        if path.extension().is_some_and(|ending| ending == "ko") { Box::new(file) } else { packed::open(file)? };
+    unpacked.take(left + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > left {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("the modules guests need have more than {} MiB", NEEDED_MAX >> 20),
+        ));
+    }
+    Ok(bytes)
 }
 
 /// The modules guests need of those found, in order; `builtin` is the release's `modules.builtin`, `place` is named where one is missing.
@@ -88,19 +114,19 @@ fn walk(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), KernelE
 /// The archive's bytes.
 pub(super) fn build(guest_agent: &[u8], modules: &[Module]) -> Result<Vec<u8>, KernelError> {
     let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
-    let directory = |name: &str| (Builder::new(name).mode(0o040_755), Vec::new());
-    let file = |name: &str, mode: u32, bytes: &[u8]| (Builder::new(name).mode(0o100_000 | mode), bytes.to_vec());
-    let mut entries: Vec<_> = ["dev", "proc", "sys", "newroot", "modules"].map(directory).into();
-    entries.push((Builder::new("dev/console").mode(0o020_600).rdev_major(5).rdev_minor(1), Vec::new()));
-    entries.push(file("init", 0o755, guest_agent));
-    entries.extend(modules.iter().map(|(name, bytes)| file(&format!("modules/{name}"), 0o644, bytes)));
-    entries.push(file("modules/order", 0o644, order.as_bytes()));
+    let directory = |name: &str| (Builder::new(name).mode(0o040_755), &[][..]);
+    let file = |name: &str, mode: u32| Builder::new(name).mode(0o100_000 | mode);
+    let mut entries: Vec<(Builder, &[u8])> = ["dev", "proc", "sys", "newroot", "modules"].map(directory).into();
+    entries.push((Builder::new("dev/console").mode(0o020_600).rdev_major(5).rdev_minor(1), &[]));
+    entries.push((file("init", 0o755), guest_agent));
+    entries.extend(modules.iter().map(|(name, bytes)| (file(&format!("modules/{name}"), 0o644), bytes.as_slice())));
+    entries.push((file("modules/order", 0o644), order.as_bytes()));
     let mut archive = Vec::new();
     let failed = |error| file_error(Path::new("initramfs"))(error);
     for (number, (builder, bytes)) in entries.into_iter().enumerate() {
         let builder = builder.ino(u32::try_from(number + 1).unwrap_or(u32::MAX)).nlink(1);
         let mut writer = builder.write(&mut archive, u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-        std::io::Write::write_all(&mut writer, &bytes).map_err(failed)?;
+        io::Write::write_all(&mut writer, bytes).map_err(failed)?;
         writer.finish().map_err(failed)?;
     }
     cpio::newc::trailer(&mut archive).map_err(failed)?;

@@ -108,7 +108,7 @@ pub fn prepare(
     if making.made()?.is_some() {
         return Ok(making.files(release));
     }
-    let vmlinux = bzimage::vmlinux(&image).map_err(|why| KernelError::Format { path: kernel.to_owned(), why })?;
+    let vmlinux = bzimage::vmlinux(image).map_err(|why| KernelError::Format { path: kernel.to_owned(), why })?;
     let draft = making.draft()?;
     making.finish(&draft, &vmlinux, &initramfs::build(&agent, &modules_found)?, &release)?;
     making.publish(draft)?;

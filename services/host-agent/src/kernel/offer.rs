@@ -11,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     bzimage,
     initramfs::MODULE_MAX,
@@ -21,7 +23,7 @@ use super::{
 /// What an offer may ask of this host.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// The most unpacked bytes of all it holds, those left out counted.
+    /// The most unpacked bytes of all it holds, those left out and those of packages in archives counted.
     pub bytes: u64,
     /// The most files in it.
     pub entries: u64,
@@ -71,6 +73,7 @@ pub(super) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Offer
 pub(super) struct Parts<'a> {
     dir: &'a Path,
     limits: Limits,
+    budget: Budget,
     entries: u64,
     kept: u64,
     /// Where the kernel stood in the offer.
@@ -82,10 +85,11 @@ pub(super) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Nothing yet, in an empty directory.
-    pub fn new(dir: &'a Path, limits: Limits) -> Self {
+    /// Nothing yet, in an empty directory; what is unpacked is so until that is cancelled.
+    pub fn new(dir: &'a Path, limits: Limits, cancel: CancellationToken) -> Self {
         let (image, release, modules) = (None, None, BTreeSet::new());
-        Self { dir, limits, entries: 0, kept: 0, image, release, modules }
+        let budget = Budget::new(limits.bytes, cancel);
+        Self { dir, limits, budget, entries: 0, kept: 0, image, release, modules }
     }
 
     /// Where the kernel is kept.
@@ -122,20 +126,23 @@ impl<'a> Parts<'a> {
             return self.keep_image(name, all);
         }
         let mut all = BufReader::with_capacity(64 * 1024, all);
-        let budget = self.limits.bytes;
+        let budget = self.budget.clone();
         let mut take = |path: &str, inside: &mut dyn Read| match inside_path(path) {
             // Of an archive in a stream or package only the files of a package count; by itself it may hold packages.
             Some(_) => self.entry(path, inside),
-            None if depth == 0 && !path.contains('/') => self.nested(path, inside, depth + 1),
+            None if depth == 0 && !path.contains('/') => {
+                self.count()?;
+                self.nested(path, inside, depth + 1)
+            }
             None => self.skip(inside),
         };
         if is_deb {
-            packages::deb(&mut all, budget, &mut take)
+            packages::deb(&mut all, &budget, &mut take)
         } else if is_rpm {
-            packages::rpm(&mut all, budget, &mut take)
+            packages::rpm(&mut all, &budget, &mut take)
         } else if is_archive {
             let unpacked = packed::open(all).map_err(failed(unreadable()))?;
-            packages::tar(Budget::new(unpacked, budget), &mut take)
+            packages::tar(budget.of(unpacked), &mut take)
         } else {
             refuse(format!(
                 "{} is no kernel (vmlinux or bzImage), no package (.deb or .rpm) and no archive of a package's files",
@@ -208,8 +215,12 @@ impl<'a> Parts<'a> {
         if !self.modules.insert(plain) {
             return refuse(format!("it holds the module {} twice", shown(below)));
         }
-        let unpacked = match below.contains(".ko.") {
-            true => packed::open(BufReader::new(bytes)).map_err(failed(format!("{} is damaged", shown(below))))?,
+        let unpacked: Box<dyn Read + '_> = match below.contains(".ko.") {
+            true => {
+                let unpacked =
+                    packed::open(BufReader::new(bytes)).map_err(failed(format!("{} is damaged", shown(below))))?;
+                Box::new(self.budget.of(unpacked))
+            }
             false => Box::new(bytes),
         };
         self.write(below, &to, unpacked, MODULE_MAX as u64)

@@ -7,6 +7,7 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     BootFiles, FORMAT, KernelError, Making, bzimage, check, file_error, initramfs,
@@ -42,7 +43,7 @@ pub(super) fn prepare(state_dir: &Path, packages: &[PathBuf], agent: &[u8]) -> R
     let draft = making.draft()?;
     let scratch = draft.path().join("parts");
     fs::create_dir(&scratch).map_err(file_error(&scratch))?;
-    let mut parts = Parts::new(&scratch, Limits::default());
+    let mut parts = Parts::new(&scratch, Limits::default(), CancellationToken::new());
     for package in packages {
         let refused = |source| KernelError::Package { path: package.clone(), source };
         let file = File::open(package).map_err(file_error(package))?;
@@ -90,7 +91,7 @@ pub(super) fn looked_at(
 ) -> Result<Assembled, KernelError> {
     let refused = |source| KernelError::Package { path: place.to_owned(), source };
     let bytes = fs::read(image).map_err(file_error(image))?;
-    let vmlinux = bzimage::vmlinux(&bytes).map_err(|why| KernelError::Format { path: place.to_owned(), why })?;
+    let vmlinux = bzimage::vmlinux(bytes).map_err(|why| KernelError::Format { path: place.to_owned(), why })?;
     let release = check::kernel(&vmlinux).map_err(refused)?;
     if let Some(other) = of.filter(|other| *other != release) {
         let why = format!("its kernel is {release:?} and its modules are those of {other:?}");
@@ -206,11 +207,90 @@ mod tests {
     }
 
     #[test]
+    fn packages_whose_headers_lie_are_refused_and_take_no_memory() {
+        let ar = |name: &str, size: &str| format!("!<arch>\n{name:<16}{:<32}{size:<10}`\n", "0").into_bytes();
+        let cpio = |name_size: &str, size: &str| {
+            let header =
+                format!("070701{}000041ed{}{size}{}{name_size}00000000", "0".repeat(8), "0".repeat(32), "0".repeat(32));
+            assert_eq!(header.len(), 110);
+            let mut package = rpm(&::tar::Builder::new(Vec::new()).into_inner().unwrap());
+            package.truncate(96 + 40 + 37);
+            [package, zst(&[header.as_bytes(), &[0; 4 << 20]].concat())].concat()
+        };
+        let nested = |count: usize| {
+            let inner = deb("data.tar.zst", &zst(&tar_of("x/y", &vec![0; 1 << 20])));
+            let mut outer = ::tar::Builder::new(Vec::new());
+            for n in 0..count {
+                let mut header = ::tar::Header::new_gnu();
+                header.set_size(inner.len() as u64);
+                outer.append_data(&mut header, format!("a{n}"), &inner[..]).unwrap();
+            }
+            outer.into_inner().unwrap()
+        };
+        for (package, why) in [
+            // A table of names, a name in the table that is not there, and a name as long as ten digits say.
+            (ar("//", "9999999999"), "is damaged"),
+            (ar("/123", "0"), "has no data"),
+            (ar("#1/9999999999", "9999999999"), "is damaged"),
+            (ar("data.tar", "many"), "one of its headers is none"),
+            (cpio("ffffffff", "00000000"), "a name that is too long"),
+            (cpio("00000004", "ffffffff"), "is cut short"),
+            (cpio("0000000z", "00000000"), "has no header"),
+        ] {
+            let error = made(&[&package]).expect_err(why);
+            assert!(error.contains(why), "{error} does not say {why}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let taken = |count, cancel: &CancellationToken| {
+            let limits = Limits { bytes: 8 << 20, ..Limits::default() };
+            let mut parts = Parts::new(dir.path(), limits, cancel.clone());
+            parts.file("all", &nested(count)[..]).map_err(|error| chain(&error))
+        };
+        let cancel = CancellationToken::new();
+        taken(5, &cancel).unwrap();
+        assert!(taken(12, &cancel).unwrap_err().contains("too much"), "all packages have one budget");
+        cancel.cancel();
+        assert!(taken(5, &cancel).unwrap_err().contains("told to end"));
+    }
+
+    #[test]
+    fn modules_are_unpacked_once_and_within_a_bound() {
+        let of = |module: &dyn Fn(&str) -> Vec<u8>, ending: &str| {
+            let mut archive = ::tar::Builder::new(Vec::new());
+            let files =
+                initramfs::MODULES.map(|name| (format!("lib/modules/6.1/kernel/{name}.ko{ending}"), module(name)));
+            for (path, bytes) in [("boot/vmlinuz".to_owned(), vmlinux("6.1"))].into_iter().chain(files) {
+                let mut header = ::tar::Header::new_gnu();
+                header.set_size(bytes.len() as u64);
+                archive.append_data(&mut header, path, &bytes[..]).unwrap();
+            }
+            archive.into_inner().unwrap()
+        };
+        let module = |size: usize| [&b"\0vermagic=6.1 \0"[..], &vec![0; size]].concat();
+        assert_eq!(made(&[&of(&|_| zst(&module(1 << 20)), ".zst")]).unwrap().1, initramfs::MODULES.len());
+        // What stands there as it is is taken as it is.
+        let twice = made(&[&of(&|_| zst(&module(1 << 20)), "")]).unwrap_err();
+        assert!(twice.contains("vermagic") || twice.contains("virtio"), "{twice}");
+        let large = made(&[&of(&|_| zst(&module(20 << 20)), ".zst")]).unwrap_err();
+        assert!(large.contains("more than 64 MiB"), "{large}");
+    }
+
+    fn tar_of(path: &str, bytes: &[u8]) -> Vec<u8> {
+        let mut archive = ::tar::Builder::new(Vec::new());
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, path, bytes).unwrap();
+        archive.into_inner().unwrap()
+    }
+
+    #[test]
     fn an_offer_is_bounded_in_files_and_bytes() {
         let taken = |limits| {
             let dir = tempfile::tempdir().unwrap();
             let package = deb("data.tar.xz", &xz(&tar("6.1", "6.1", "", plain)));
-            Parts::new(dir.path(), limits).file("package", &package[..]).map_err(|error| chain(&error))
+            Parts::new(dir.path(), limits, CancellationToken::new())
+                .file("package", &package[..])
+                .map_err(|error| chain(&error))
         };
         let limits = Limits::default();
         taken(limits).unwrap();

@@ -61,6 +61,17 @@ impl Read for Watched<'_> {
     }
 }
 
+/// A directory that goes with it.
+struct Unmade<'a>(&'a Path);
+
+impl Drop for Unmade<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = files::remove_dir(self.0) {
+            tracing::warn!(dir = %self.0.display(), %error, "a kernel that was not made cannot be removed");
+        }
+    }
+}
+
 impl Staging {
     /// Does it all, from `incoming` where the source is a stream; gives that back, so that its sender can be told how it ended.
     pub fn run(&self, source: &StageKernelSource, incoming: &mut Option<Incoming>) -> Result<StagedKernel, ApiError> {
@@ -86,7 +97,10 @@ impl Staging {
         let storage = |error: io::Error| storage_error(&self.dir, &error);
         files::remove_dir(&self.dir).map_err(storage)?;
         fs::create_dir(&self.dir).map_err(storage)?;
+        // A panic leaves no more than an error does.
+        let unmade = Unmade(&self.dir);
         let outcome = self.taken(take);
+        std::mem::forget(unmade);
         if outcome.is_err() {
             files::remove_dir(&self.dir).map_err(storage)?;
         }
@@ -101,7 +115,7 @@ impl Staging {
             return Err(ApiError::resource_exhausted(format!("the host's disk has only {} MiB free", free >> 20))
                 .hint("remove images or kernels, or give the host more disk"));
         }
-        let mut parts = Parts::new(&self.dir, Limits { kept, ..Limits::default() });
+        let mut parts = Parts::new(&self.dir, Limits { kept, ..Limits::default() }, self.reins.cancel.clone());
         take(&mut parts)?;
         // What came may have been large, and more may have come beside it.
         self.high_water.check()?;
@@ -176,6 +190,9 @@ impl Staging {
         let storage = |error: io::Error| storage_error(&self.dir, &error);
         let looked_at = package::assemble(parts, Path::new("what was handed in"));
         let (_, _, release) = looked_at.map_err(|error| match &error {
+            KernelError::File { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => {
+                unusable(&source.to_string())
+            }
             KernelError::File { path, source } => storage_error(path, source),
             KernelError::Package { source, .. } => unusable(&chain(source)),
             KernelError::Module { name, .. } => unusable(&format!("it has modules, but not {name}, which guests need")),
