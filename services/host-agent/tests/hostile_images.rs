@@ -333,3 +333,41 @@ async fn large_directories_and_long_names_are_no_trouble() {
     ];
     taken(vec![tar.into()], Limits::default(), &ask).await;
 }
+
+#[tokio::test]
+async fn archives_of_layouts_that_are_all_header_are_refused_at_once() {
+    // A long name of 60 GiB, of which the archive has a hole; and the same as an extended header and a long link.
+    for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layout");
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(60 << 30);
+        header.set_cksum();
+        fs::write(&path, header.as_bytes()).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(61 << 30).unwrap();
+        let (_images, _, outcome) = stage(dir.path(), Limits::default()).await;
+        let error = outcome.unwrap_err();
+        assert!(error.message.contains("more than 1048576 bytes"), "{error}");
+        assert_eq!(testkit::lab::entries(&dir.path().join("state/staging")), Vec::<String>::new());
+    }
+    // Names without end: each is within its bounds, all together are not.
+    let dir = tempfile::tempdir().unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(EntryType::GNULongName);
+    header.set_size(900 << 10);
+    header.set_cksum();
+    let mut entry = tar::Header::new_gnu();
+    entry.set_size(0);
+    entry.set_cksum();
+    let path = dir.path().join("layout");
+    let each = (900 << 10) + 1024;
+    let archive = fs::File::create(&path).unwrap();
+    for n in 0..300 {
+        std::os::unix::fs::FileExt::write_all_at(&archive, header.as_bytes(), n * each).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&archive, entry.as_bytes(), (n + 1) * each - 512).unwrap();
+    }
+    let (_images, _, outcome) = stage(dir.path(), Limits::default()).await;
+    let error = outcome.unwrap_err();
+    assert!(error.message.contains("bytes around them"), "{error}");
+}

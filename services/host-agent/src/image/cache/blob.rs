@@ -183,6 +183,10 @@ impl Content {
     pub(super) fn beyond(&self, position: u64, cancel: &CancellationToken) -> Result<Found, ApiError> {
         let mut state = self.state();
         loop {
+            // Also where all is there: whoever reads may have long to do with it.
+            if cancel.is_cancelled() {
+                return Err(ApiError::cancelled("the staging was discarded"));
+            }
             if let Some(file) = state.file.clone().filter(|_| state.written > position) {
                 state.read = true;
                 return Ok(Found::Bytes(file, state.written));
@@ -190,7 +194,6 @@ impl Content {
             match &state.outcome {
                 Some(Ok(())) => return Ok(Found::End(state.unproven)),
                 Some(Err(broken)) => return Err(broken.error.clone()),
-                None if cancel.is_cancelled() => return Err(ApiError::cancelled("the staging was discarded")),
                 None => {}
             }
             state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;

@@ -2,7 +2,7 @@
 
 mod apply;
 mod pipe;
-mod tar;
+pub(super) mod tar;
 
 use std::io::Read;
 

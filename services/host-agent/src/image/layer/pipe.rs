@@ -153,7 +153,8 @@ impl Inflate<'_> {
         let mut input = BufReader::with_capacity(CHUNK, Counted { reader, progress: self.progress });
         let inflated = self.inflate(&mut input, to);
         let doubtful = match &inflated {
-            Ok(_) => true,
+            // Nobody wanted more of it before its end: whether that is a doubt knows who left.
+            Ok((_, whole)) => *whole,
             Err(error) => error.code == contract::ErrorCode::InvalidArgument && !error.message.contains(TOO_MUCH),
         };
         if doubtful || self.doubtful.load(Ordering::Acquire) {
@@ -165,6 +166,7 @@ impl Inflate<'_> {
     /// Reads what is left of the packed bytes: only at their end their digest is known.
     fn rest(&self, input: &mut dyn BufRead) -> Result<(), ApiError> {
         loop {
+            self.wanted()?;
             let count = input.fill_buf().map_err(|error| self.fail(&error))?.len();
             if count == 0 {
                 return Ok(());
@@ -187,9 +189,7 @@ impl Inflate<'_> {
         };
         let (mut length, spare) = (0, Spare::default());
         loop {
-            if self.cancel.is_cancelled() {
-                return Err(ApiError::cancelled("the staging was discarded"));
-            }
+            self.wanted()?;
             let again = spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut bytes = again.unwrap_or_default();
             bytes.resize(CHUNK, 0);
@@ -204,6 +204,13 @@ impl Inflate<'_> {
             if to.iter().any(|to| to.send(chunk.clone()).is_err()) {
                 return Ok((length, false));
             }
+        }
+    }
+
+    fn wanted(&self) -> Result<(), ApiError> {
+        match self.cancel.is_cancelled() {
+            true => Err(ApiError::cancelled("the staging was discarded")),
+            false => Ok(()),
         }
     }
 

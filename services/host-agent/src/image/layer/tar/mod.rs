@@ -16,7 +16,7 @@ pub(crate) use sparse::Piece;
 
 /// The unit of a tar archive, in bytes.
 pub(crate) const BLOCK: usize = 512;
-/// The most bytes of an extended header or a long name: extended attributes of some kilobytes fit many times.
+/// The most bytes of all that stands between two entries, headers counted: extended attributes of some kilobytes fit many times.
 const EXTENDED_MAX: u64 = 1 << 20;
 
 /// Why an archive cannot be read on.
@@ -96,6 +96,16 @@ pub(crate) struct Reader<R> {
     pieces: Option<Vec<Piece>>,
 }
 
+/// The stored bytes of an entry that are still to come, for whoever jumps over them.
+pub(crate) struct Rest<'a, R> {
+    pub input: &'a mut R,
+    pub stored: u64,
+    /// What fills up the last block.
+    pub filling: u64,
+    /// They are a sparse file's data, without its holes.
+    pub sparse: bool,
+}
+
 impl<R: BufRead> Reader<R> {
     pub(crate) fn new(input: R) -> Self {
         Self { input, stored: 0, filling: 0, size: 0, pieces: None }
@@ -112,11 +122,17 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
+    /// Leaves the rest of the current entry to the caller: the next header is read where the input stands then.
+    pub(crate) fn jump(&mut self) -> Rest<'_, R> {
+        let (stored, filling) = (std::mem::take(&mut self.stored), std::mem::take(&mut self.filling));
+        Rest { stored, filling, sparse: self.pieces.take().is_some(), input: &mut self.input }
+    }
+
     /// The next entry, what is left of the one before passed over; none at the archive's end.
     pub(crate) fn next(&mut self) -> Result<Option<Member>, Error> {
         self.skip()?;
         let mut extended = Extended::default();
-        let (mut long_path, mut long_link) = (None, None);
+        let (mut long_path, mut long_link, mut left) = (None, None, EXTENDED_MAX);
         loop {
             let Some(block) = self.header()? else { return Ok(None) };
             let header = Header::read(&block)?;
@@ -124,10 +140,10 @@ impl<R: BufRead> Reader<R> {
                 b'x' | b'X' => {
                     // The last one counts, as it does for other readers: none sees another entry than this one.
                     extended = Extended::default();
-                    extended.read(&self.extension(&header)?)?;
+                    extended.read(&self.extension(&header, &mut left)?)?;
                 }
-                b'L' => long_path = Some(zero_ended(self.extension(&header)?)),
-                b'K' => long_link = Some(zero_ended(self.extension(&header)?)),
+                b'L' => long_path = Some(zero_ended(self.extension(&header, &mut left)?)),
+                b'K' => long_link = Some(zero_ended(self.extension(&header, &mut left)?)),
                 // What is said of the whole archive (commit ids and the like) is passed over, as the tools that make images do.
                 b'g' | b'V' => {
                     (self.stored, self.filling) = (header.size()?, filling(header.size()?));
@@ -207,12 +223,13 @@ impl<R: BufRead> Reader<R> {
         Ok(None)
     }
 
-    /// The contents of an entry that is about the next one.
-    fn extension(&mut self, header: &Header<'_>) -> Result<Vec<u8>, Error> {
+    /// The contents of an entry that is about the next one, of which so many bytes are `left`.
+    fn extension(&mut self, header: &Header<'_>, left: &mut u64) -> Result<Vec<u8>, Error> {
         let size = header.size()?;
-        if size > EXTENDED_MAX {
-            return Err(malformed(format!("an extended header has more than {EXTENDED_MAX} bytes")));
-        }
+        let more = left.checked_sub(BLOCK as u64).and_then(|left| left.checked_sub(size));
+        *left = more.ok_or_else(|| {
+            malformed(format!("the extended headers of an entry have more than {EXTENDED_MAX} bytes"))
+        })?;
         let mut bytes = Vec::new();
         (&mut self.input).take(size).read_to_end(&mut bytes)?;
         // Of an archive that ends here, what is missing is found missing by this.

@@ -2,6 +2,9 @@
 
 use super::{Error, malformed, sparse::Piece};
 
+/// The most extended attributes of an entry: ext4 holds them in one block, and each takes 16 bytes at the least.
+const XATTRS_MAX: usize = 256;
+
 /// What an extended header says; later records win.
 #[derive(Debug, Default)]
 pub(super) struct Extended {
@@ -71,10 +74,10 @@ impl Extended {
             b"GNU.sparse.map" => self.sparse.read_list(value)?,
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattr(name.to_vec(), value.to_vec());
+                    self.xattr(name.to_vec(), value.to_vec())?;
                 } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
                     let wrong = || malformed("an extended attribute cannot be decoded");
-                    self.xattr(percent(name).ok_or_else(wrong)?, base64(value).ok_or_else(wrong)?);
+                    self.xattr(percent(name).ok_or_else(wrong)?, base64(value).ok_or_else(wrong)?)?;
                 }
             }
         }
@@ -82,9 +85,13 @@ impl Extended {
     }
 
     /// libarchive says each attribute twice, in its own words and in star's.
-    fn xattr(&mut self, name: Vec<u8>, value: Vec<u8>) {
+    fn xattr(&mut self, name: Vec<u8>, value: Vec<u8>) -> Result<(), Error> {
         self.xattrs.retain(|(known, _)| *known != name);
+        if self.xattrs.len() == XATTRS_MAX {
+            return Err(malformed(format!("an entry has more than {XATTRS_MAX} extended attributes")));
+        }
         self.xattrs.push((name, value));
+        Ok(())
     }
 }
 

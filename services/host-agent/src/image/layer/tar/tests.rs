@@ -149,8 +149,38 @@ fn a_file_has_the_name_that_other_readers_see() {
     let lie = named(b"10 path=a\n21 GNU.sparse.name=b\n");
     assert_eq!(path(&[&lie[..], &file].concat()), b"a");
     // Of two headers before one entry the last one counts.
-    let two = [named(b"10 path=a\n"), named(b"9 uid=5\n"), file.to_vec()].concat();
+    let two = [named(b"10 path=a\n"), named(b"8 uid=5\n"), file.to_vec()].concat();
     assert_eq!(path(&two), b"h");
+}
+
+#[test]
+fn what_stands_before_one_entry_is_bounded_however_many_headers_say_it() {
+    let attributes = |first: usize, count: usize, value: &[u8]| {
+        let mut records = Vec::new();
+        for n in first..first + count {
+            let record = [format!(" SCHILY.xattr.user.{n:06}=").as_bytes(), value, b"\n"].concat();
+            let digits = (record.len() + 3).to_string().len();
+            records.extend([(record.len() + digits).to_string().as_bytes(), &record].concat());
+        }
+        let mut bytes = header(b"x", b'x', format!("{:011o}", records.len()).as_bytes()).to_vec();
+        bytes.extend(&records);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        bytes
+    };
+    let refused = |bytes: &[u8], words: &str| {
+        let began = std::time::Instant::now();
+        let error = list(&[bytes, &header(b"a", b'0', b"0")].concat()).expect_err(words);
+        assert!(matches!(&error, Error::Malformed(why) if why.contains(words)), "{error}");
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "{words}: {:?}", began.elapsed());
+    };
+    let taken = [attributes(0, 200, b"v"), header(b"a", b'0', b"0").to_vec()].concat();
+    assert_eq!(list(&taken).unwrap()[0].0.xattrs.len(), 200);
+    // Much in each of a few headers, little in many, and headers that say nothing.
+    refused(&attributes(0, 1, &[7; 300_000]).repeat(4), "more than 1048576 bytes");
+    refused(&(0..40).flat_map(|n| attributes(n * 30_000, 30_000, b"")).collect::<Vec<u8>>(), "extended attributes");
+    refused(&header(b"x", b'x', b"0").repeat(3000), "more than 1048576 bytes");
+    let name = [&header(b"L", b'L', b"00001000000")[..], &[b'n'; 256 << 10]].concat();
+    refused(&name.repeat(5), "more than 1048576 bytes");
 }
 
 #[test]
