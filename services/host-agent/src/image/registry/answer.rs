@@ -107,7 +107,8 @@ mod tests {
     async fn an_error_does_not_tell_the_address_it_was_sent_to() {
         // A port that nobody listens at any more.
         let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = reqwest::get(format!("http://{gone}/blob?X-Amz-Signature=abc")).await.unwrap_err();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let error = client.get(format!("http://{gone}/blob?X-Amz-Signature=abc")).send().await.unwrap_err();
         assert!(files::chain(&error).contains("Signature"));
         let told = Failure::broken("registry.example", &error).error.message;
         assert!(!told.contains("Signature") && told.contains("refused"), "{told}");
