@@ -4,6 +4,7 @@
 //! A lost message (a reconnect, a slow consumer) is sent again; a peer silent for [`contract::stream::RECONNECT_MAX`] is taken for gone. A reader that
 //! stalls stops its own stream's sender after [`WINDOW`] bytes and no other's.
 
+mod parting;
 mod pump;
 mod receiver;
 mod sender;

@@ -186,6 +186,27 @@ async fn an_acceptor_that_begins_late_gets_all_and_one_that_never_does_is_given_
 }
 
 #[tokio::test]
+async fn an_end_that_was_reset_before_the_other_began_is_heard_of_at_once() {
+    let nats = Nats::start().await;
+    let bus = Bus::connect(&BusConfig::new(nats.url(), "both")).await.unwrap();
+    for dropped in [false, true] {
+        let session = SessionId::new();
+        let opener = ByteStream::open_within(&bus, session, BOUND).await.unwrap();
+        if dropped {
+            drop(opener)
+        } else {
+            opener.reset("the file is gone").await
+        }
+        // Nobody listened when it was said.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut acceptor = ByteStream::accept(&bus, session).await.unwrap();
+        let heard = timeout(Duration::from_secs(5), acceptor.read_to_end(&mut Vec::new())).await;
+        let error = heard.expect("it is not waited for a peer that is gone").unwrap_err();
+        assert_eq!(error.to_string(), if dropped { "closed" } else { "the file is gone" });
+    }
+}
+
+#[tokio::test]
 async fn a_bus_that_stays_away_for_longer_than_a_stream_waits_is_said_to_be_why() {
     let nats = Nats::start().await;
     let bus = Bus::connect(&BusConfig::new(nats.url(), "opener")).await.unwrap();

@@ -18,6 +18,8 @@ pub const WINDOW: u64 = 512 * 1024;
 /// How long a reconnect may take: an end that hears nothing for longer gives the stream up. A restart of nats-server or a network
 /// that is cut for less costs a resend. Longer would keep processes of guests alive for clients that are gone.
 pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
+/// How the reasons begin for which a stream ends because its ends lost each other, and not because one of them wanted it to.
+pub const LOST: [&str; 2] = ["the other end has been silent", "the connection to the bus"];
 /// The longest reason of a `Reset`, in bytes.
 pub const REASON_MAX: usize = 1024;
 
@@ -52,6 +54,11 @@ pub enum Packet {
         /// Why.
         reason: String,
     },
+}
+
+/// Whether a stream that ended for this reason could go on with another, as its ends lost each other.
+pub fn was_lost(reason: &str) -> bool {
+    LOST.iter().any(|lost| reason.starts_with(lost))
 }
 
 impl Packet {

@@ -4,7 +4,7 @@ use std::{fs, io, io::Write, path::Path, process::Command};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tar::{Builder, EntryType, Header};
+use tar::{Archive, Builder, EntryType, Header};
 
 /// How a layer is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +52,13 @@ impl Layer {
     /// It cannot be read.
     pub fn from_tar(path: &Path) -> io::Result<Self> {
         let mut bytes = fs::read(path)?;
-        // What ends an archive is written again by `finish`.
-        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| (last + 1).next_multiple_of(512));
-        bytes.truncate(end);
+        // What ends an archive is written again by `finish`; zeros before that may be a file's own.
+        let mut end = 0;
+        for entry in Archive::new(&bytes[..]).entries()?.raw(true) {
+            let entry = entry?;
+            end = entry.raw_file_position() + entry.size().next_multiple_of(512);
+        }
+        bytes.truncate(usize::try_from(end).map_err(io::Error::other)?);
         Ok(Self { tar: Builder::new(bytes), packing: Packing::Gzip })
     }
 

@@ -4,17 +4,18 @@ use std::time::Duration;
 
 use async_nats::{Subscriber, connection::State};
 use bytes::{Bytes, BytesMut};
-use contract::stream::{DATA_MAX, Packet, RECONNECT_MAX, WINDOW};
+use contract::stream::{DATA_MAX, LOST, Packet, RECONNECT_MAX, WINDOW};
 use futures::StreamExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf},
     sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     SharedEnding,
+    parting::Parting,
     receiver::{Receiver, Taken},
     sender::Sender,
     with_ending,
@@ -29,7 +30,7 @@ const RESEND: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(20);
 /// An acknowledgement is due at once after this many delivered bytes: a quarter of the window keeps a sender busy.
 const ACKNOWLEDGE_EVERY: u64 = WINDOW / 4;
-/// How long a finished end stays to repeat its last acknowledgement.
+/// How long a finished end stays to repeat its last acknowledgement, and one that was reset to repeat that.
 const LINGER: Duration = Duration::from_secs(3);
 
 /// What the pump does next.
@@ -123,7 +124,7 @@ impl Pump {
             let next = tokio::select! {
                 message = inbound.next() => match message {
                     Some(message) => self.packet(message.payload).await,
-                    None => Next::Broken("the connection to the bus is closed".to_owned()),
+                    None => Next::Broken(format!("{} is closed", LOST[1])),
                 },
                 count = read(&mut self.reader, &mut self.buffer, room), if room > 0 => self.outgoing(count).await,
                 count = write(&mut self.writer, self.receiver.front()), if !self.deaf && self.receiver.front().is_some() => self.delivered(count).await,
@@ -142,7 +143,7 @@ impl Pump {
         };
         match outcome {
             None => self.linger(inbound, finished).await,
-            Some(reason) => self.broken(reason).await,
+            Some(reason) => self.broken(reason, inbound, finished).await,
         }
     }
 
@@ -323,53 +324,44 @@ impl Pump {
     }
 
     /// Repeats the last acknowledgement while the peer asks for it.
-    async fn linger(self, mut inbound: Subscriber, finished: DropGuard) {
+    async fn linger(self, inbound: Subscriber, finished: DropGuard) {
         drop((self.reader, self.writer));
         if let Err(error) = self.bus.flush().await {
             tracing::debug!(%error, "the last acknowledgement may be lost");
         }
         drop(finished);
-        let acknowledgement = self.receiver.acknowledgement(false).encode();
-        let repeat = async {
-            while let Some(message) = inbound.next().await {
-                if matches!(Packet::decode(message.payload), Some(Packet::Fin { .. } | Packet::Data { .. })) {
-                    let sent = self.bus.client.publish(self.subject.clone(), acknowledgement.clone()).await;
-                    if sent.is_err() {
-                        return;
-                    }
-                }
-            }
-        };
-        if timeout(LINGER, repeat).await.is_ok() {
-            tracing::trace!("the subscription ended while lingering");
-        }
+        let asks = |packet: Option<Packet>| matches!(packet, Some(Packet::Fin { .. } | Packet::Data { .. }));
+        let parting = Parting { bus: self.bus, subject: self.subject, last: self.receiver.acknowledgement(false) };
+        parting.repeat(inbound, asks, LINGER).await;
     }
 
-    async fn broken(mut self, reason: String) {
+    /// Tells the peer, unless it told this end. One that begins only later, or missed it, is told when it is heard of.
+    async fn broken(mut self, reason: String, inbound: Subscriber, finished: DropGuard) {
         let by_peer = with_ending(&self.ending, |ending| {
             let by_peer = ending.broken.is_some();
             ending.broken.get_or_insert(reason.clone());
             by_peer
         });
-        if !by_peer {
-            self.say(Packet::Reset { reason }).await;
-            if let Err(error) = self.bus.flush().await {
-                tracing::debug!(%error, "a reset was not sent");
-            }
+        if by_peer {
+            return;
         }
+        let reset = Packet::Reset { reason };
+        self.say(reset.clone()).await;
+        if let Err(error) = self.bus.flush().await {
+            tracing::debug!(%error, "a reset was not sent");
+        }
+        drop((self.reader, self.writer, finished));
+        let stay = if self.heard_once.is_cancelled() { LINGER } else { self.patience.unwrap_or(RECONNECT_MAX) };
+        let lives = |packet: Option<Packet>| !matches!(packet, Some(Packet::Reset { .. }));
+        Parting { bus: self.bus, subject: self.subject, last: reset }.repeat(inbound, lives, stay).await;
     }
 }
 
 /// Why a stream of which nothing was heard is given up.
 fn given_up(connected: bool, limit: Duration) -> String {
-    let seconds = limit.as_secs();
-    if connected {
-        format!("the other end has been silent for {seconds} s, which is as long as a stream waits for a reconnect")
-    } else {
-        format!(
-            "the connection to the bus was lost for {seconds} s, which is as long as a stream waits for a reconnect"
-        )
-    }
+    let [silent, bus] = LOST;
+    let lost = if connected { silent.to_owned() } else { format!("{bus} was lost") };
+    format!("{lost} for {} s, which is as long as a stream waits for a reconnect", limit.as_secs())
 }
 
 async fn read(reader: &mut ReadHalf<DuplexStream>, buffer: &mut BytesMut, room: usize) -> std::io::Result<usize> {

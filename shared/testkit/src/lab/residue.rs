@@ -42,6 +42,8 @@ impl Lab {
             for (what, dir) in [("VM directory", state.join("vms")), ("staging directory", state.join("staging"))] {
                 left.extend(entries(&dir).into_iter().map(|name| format!("{what} {name} on {host}")));
             }
+            let kernels = entries(&state.join("kernel-objects")).into_iter().filter(|name| name.starts_with('.'));
+            left.extend(kernels.map(|name| format!("kernel staging {name} on {host}")));
             left.extend(taps(host).into_iter().map(|tap| format!("tap {tap} on {host}")));
             left.extend(vmms(&state).into_iter().map(|pid| format!("VMM process {pid} on {host}")));
         }
@@ -72,11 +74,14 @@ pub(super) fn clean_up(bins: &Path, host: &str, state: &Path, env: &BTreeMap<Str
     }
 }
 
-/// The names in a directory, hidden ones left out; none when it does not exist.
+/// Where a host remembers which VMs are gone: kept, and nothing's residue.
+const TOMBSTONES: &str = ".tombstones";
+
+/// The names in a directory, hidden ones too: what is half made or half removed has such a one. None when it does not exist.
 pub fn entries(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| !name.starts_with('.')).collect()
+    names.filter(|name| name != TOMBSTONES).collect()
 }
 
 /// The taps in a host's network namespace, but those its pool holds: they are named as the pool names them, and the guard does not
