@@ -1,5 +1,8 @@
 //! VMs: requests to `vm-lifecycle` and what it says of them.
 
+mod kept;
+mod state;
+
 use std::net::Ipv4Addr;
 
 use schemars::JsonSchema;
@@ -21,6 +24,8 @@ use crate::{
     size::MebiBytes,
     verb::verbs,
 };
+pub use kept::{DiskRef, KeptDisk, KeptDisks};
+pub use state::{RestartPolicy, VmState};
 
 /// The fewest and the most virtual CPUs of one VM.
 pub const CPUS: std::ops::RangeInclusive<u32> = 1..=64;
@@ -32,98 +37,6 @@ pub const DISK: std::ops::RangeInclusive<MebiBytes> = MebiBytes(16)..=MebiBytes(
 pub const SSH_KEYS_MAX: usize = 64;
 /// The longest ssh public key line, in bytes (an RSA-16384 key has about 2800).
 pub const SSH_KEY_BYTES_MAX: usize = 8192;
-
-/// Where a VM stands. The transitions are `domain::state` of vm-lifecycle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum VmState {
-    /// Reserved; its create is not done yet.
-    Creating,
-    /// A start is under way.
-    Starting,
-    /// Its VMM runs and its guest was ready.
-    Running,
-    /// Its guest's processors stand still; it keeps its memory.
-    Paused,
-    /// A stop is under way.
-    Stopping,
-    /// Its VMM has ended as asked, or its guest powered off.
-    Stopped,
-    /// Its VMM ended by itself with an error, or its last start failed.
-    Failed,
-    /// A delete is under way.
-    Deleting,
-}
-
-impl VmState {
-    /// All states.
-    pub const ALL: [Self; 8] = [
-        Self::Creating,
-        Self::Starting,
-        Self::Running,
-        Self::Paused,
-        Self::Stopping,
-        Self::Stopped,
-        Self::Failed,
-        Self::Deleting,
-    ];
-
-    /// The state as it stands on the wire and in the database.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Creating => "creating",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopping => "stopping",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-            Self::Deleting => "deleting",
-        }
-    }
-}
-
-impl std::str::FromStr for VmState {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| format!("{text:?} is no VM state"))
-    }
-}
-
-/// What happens when a VM ends although nobody stopped it. Restarts back off: 1 s, 2 s, … up to 5 min, and from the
-/// start again after 10 min of running. A VM that somebody stopped stays stopped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum RestartPolicy {
-    /// It stays as it is.
-    #[default]
-    No,
-    /// It is started again when its VMM died, its kernel panicked, its host went down or a start failed.
-    OnFailure,
-    /// It is started again also when its guest powered off by itself.
-    Always,
-}
-
-impl RestartPolicy {
-    /// The policy as it stands on the wire and in the database.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::No => "no",
-            Self::OnFailure => "on-failure",
-            Self::Always => "always",
-        }
-    }
-}
-
-impl std::str::FromStr for RestartPolicy {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        [Self::No, Self::OnFailure, Self::Always]
-            .into_iter()
-            .find(|policy| policy.as_str() == text)
-            .ok_or_else(|| format!("{text:?} is not one of no, on-failure, always"))
-    }
-}
 
 /// The shortest and the longest time to live, in seconds.
 pub const TTL_SECONDS: std::ops::RangeInclusive<u64> = 10..=365 * 24 * 3600;
@@ -371,39 +284,6 @@ pub struct VmList {
     pub vms: Vec<Vm>,
     /// Whether there is more: ask again with `after` set to the last name here.
     pub more: bool,
-}
-
-/// A data disk that outlives its VMs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct KeptDisk {
-    /// Its name.
-    pub name: VmName,
-    /// Its host.
-    pub host: HostId,
-    /// Its size.
-    pub size: MebiBytes,
-    /// The VM that has it now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vm: Option<VmName>,
-    /// When it was made.
-    #[serde(with = "time::serde::rfc3339")]
-    #[schemars(with = "String")]
-    pub created_at: OffsetDateTime,
-}
-
-/// All kept disks.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct KeptDisks {
-    /// By name.
-    pub disks: Vec<KeptDisk>,
-}
-
-/// Names a kept disk.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DiskRef {
-    /// Its name.
-    pub disk: VmName,
 }
 
 verbs! {

@@ -1,5 +1,8 @@
 //! Hosts without disks: they remember what they were told, and block or fail on demand.
 
+mod controls;
+mod registry;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, OnceLock},
@@ -8,22 +11,20 @@ use std::{
 
 use bus::{Bus, Service};
 use contract::{
-    ApiError, HostId, ImageId, MebiBytes, OperationId, VmId,
+    ApiError, HostId, ImageId, OperationId,
     agent::{
         Fence, ImageDiscard, ImageExport, ImageHere, ImageInventory, ImagePublish, ImagePush, ImageReclaim,
         ImageRemove, ImageResolve, ImageStage, Inventory, PushStatus, PushedBundle, ResolvedImage, StageStatus,
         StagedImage, StagedKernel, StagingHere, VmKernel,
     },
-    host::{self, Capacity, Empty, Host, HostList, HostState},
+    host::Empty,
     image::ImageConfig,
     operation::Progress,
-    vm::{self, Vm, VmState},
 };
-use serde_json::json;
-use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::fake_kernels::FakeKernels;
+pub use registry::FakeRegistry;
 
 /// One host of the lab, and its agent.
 pub struct FakeHost {
@@ -232,109 +233,6 @@ impl FakeHost {
         self.inner.changed.notify_waiters();
         changed
     }
-
-    /// From now on the download of this source does not end, until it is released.
-    pub fn block(&self, source: &str) {
-        self.change(|state| state.blocked.insert(source.into()));
-    }
-
-    pub fn release(&self, source: &str) {
-        self.change(|state| state.blocked.remove(source));
-    }
-
-    /// From now on the source means other content.
-    pub fn push(&self, source: &str, content: &str) {
-        self.change(|state| state.pushed.insert(source.into(), content.into()));
-    }
-
-    /// From now on the download of this source fails.
-    pub fn fail(&self, source: &str, error: ApiError) {
-        self.change(|state| state.failing.insert(source.into(), error));
-    }
-
-    /// From now on this kernel comes along with the source.
-    pub fn bundle(&self, source: &str, kernel: StagedKernel, kernels: &FakeKernels) {
-        drop(self.inner.kernels.set(kernels.clone()));
-        self.change(|state| state.bundled.insert(source.into(), kernel));
-    }
-
-    /// The kernel that was taken along to there.
-    pub fn taken(&self, to: &str) -> Option<VmKernel> {
-        self.change(|state| state.taken.get(to).cloned().flatten())
-    }
-
-    pub fn block_renames(&self, blocked: bool) {
-        self.change(|state| state.renames_blocked = blocked);
-    }
-
-    pub fn set_away(&self, away: bool) {
-        self.change(|state| state.away = away);
-    }
-
-    /// How often the download of this source was asked for.
-    pub fn asked(&self, source: &str) -> usize {
-        self.change(|state| state.asked.get(source).copied().unwrap_or(0))
-    }
-
-    /// How many commands were refused while away.
-    pub fn refused(&self) -> usize {
-        self.change(|state| state.refused)
-    }
-
-    /// How many renames are under way.
-    pub fn renaming(&self) -> usize {
-        self.change(|state| state.renaming)
-    }
-
-    pub fn staging(&self) -> Vec<OperationId> {
-        self.change(|state| state.staging.keys().copied().collect())
-    }
-
-    pub fn images(&self) -> Vec<ImageId> {
-        self.change(|state| state.images.keys().copied().collect())
-    }
-
-    /// Leaves a staging of an operation there, as if its discard had never come.
-    pub fn leave_staging(&self, operation: OperationId) {
-        self.change(|state| state.staging.insert(operation, "left".into()));
-    }
-
-    /// Leaves an image's directory there that these operations published.
-    pub fn leave_image(&self, image: ImageId, makers: &[OperationId]) {
-        self.change(|state| {
-            state.images.insert(image, staged("left"));
-            state.makers.insert(image, makers.to_vec());
-        });
-    }
-
-    /// The directory is lost.
-    pub fn lose(&self, image: ImageId) {
-        self.change(|state| state.images.remove(&image));
-    }
-
-    /// The directory is back.
-    pub fn bring_back(&self, image: ImageId, content: &str) {
-        self.change(|state| {
-            state.images.insert(image, staged(content));
-            state.damaged.remove(&image);
-        });
-    }
-
-    pub fn damage(&self, image: ImageId) {
-        self.change(|state| state.damaged.insert(image));
-    }
-
-    pub fn stray(&self, name: &str) {
-        self.change(|state| state.strays.push(name.into()));
-    }
-
-    pub fn set_age(&self, age_s: u64) {
-        self.change(|state| state.age_s = age_s);
-    }
-
-    pub fn listed(&self) -> usize {
-        self.change(|state| state.listed)
-    }
 }
 
 impl Inner {
@@ -462,87 +360,5 @@ impl Inner {
             }
             changed.await;
         }
-    }
-}
-
-/// Finds a VM by name or id.
-type Finds = Box<dyn Fn(&str) -> Option<Vm> + Send>;
-
-/// The registries of hosts and VMs, as vm-lifecycle would serve them.
-pub struct FakeRegistry {
-    hosts: Arc<Mutex<Vec<Host>>>,
-    vms: Arc<Mutex<Vec<Vm>>>,
-    /// Knows more VMs.
-    others: Arc<Mutex<Option<Finds>>>,
-    _service: Service,
-}
-
-impl FakeRegistry {
-    pub async fn start(bus: &Bus) -> Self {
-        let hosts: Arc<Mutex<Vec<Host>>> = Arc::default();
-        let service = bus.service("vm-lifecycle", "0.1.0", "a fake").await.unwrap();
-        let listed = hosts.clone();
-        let list = service.serve::<host::List, _>(move |_, _| {
-            let hosts = listed.lock().unwrap().clone();
-            async move { Ok(HostList { hosts }) }
-        });
-        list.await.unwrap();
-        let vms: Arc<Mutex<Vec<Vm>>> = Arc::default();
-        let others: Arc<Mutex<Option<Finds>>> = Arc::default();
-        let (known, more) = (vms.clone(), others.clone());
-        let get = service.serve::<vm::Get, _>(move |_, request| {
-            let found = known.lock().unwrap().iter().find(|vm| vm.name.as_str() == request.vm).cloned();
-            let found = found.or_else(|| more.lock().unwrap().as_ref().and_then(|find| find(&request.vm)));
-            async move { found.ok_or_else(|| ApiError::not_found(format!("no VM {}", request.vm))) }
-        });
-        get.await.unwrap();
-        service.ready().await.unwrap();
-        Self { hosts, vms, others, _service: service }
-    }
-
-    /// Adds VMs that somebody else plays.
-    pub fn also(&self, find: Finds) {
-        *self.others.lock().unwrap() = Some(find);
-    }
-
-    /// Adds a VM in that state, or changes it; its id.
-    pub fn put_vm(&self, name: &str, state: VmState, more: serde_json::Value) -> VmId {
-        let id = VmId::new();
-        let mut whole = json!({
-            "id": id, "name": name, "state": state, "host": "h1", "host_down": false, "image": ImageId::new(),
-            "image_name": "debian", "cpus": 1, "memory": 128, "disk": 512, "address": "10.77.0.9",
-            "mac": "02:57:0a:4d:00:09", "fqdn": format!("{name}.warren"), "created_at": "2026-01-01T00:00:00Z",
-        });
-        whole.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let vm: Vm = serde_json::from_value(whole).unwrap();
-        let mut vms = self.vms.lock().unwrap();
-        vms.retain(|known| known.name != vm.name);
-        vms.push(vm);
-        id
-    }
-
-    /// The lab has it no more.
-    pub fn forget(&self, id: &str) {
-        self.hosts.lock().unwrap().retain(|known| known.id.as_str() != id);
-    }
-
-    /// Adds a host with that many MiB of free disk, or changes it.
-    pub fn put(&self, id: &str, state: HostState, disk: u32) {
-        let capacity = |disk| Capacity { cpus: 8, memory: MebiBytes(1024), disk: MebiBytes(disk) };
-        let host = Host {
-            id: id.parse().unwrap(),
-            state,
-            capacity: capacity(disk),
-            allocated: capacity(0),
-            subnet: "10.77.0.0/24".parse().unwrap(),
-            vmm: "fake".into(),
-            version: "0.1.0".into(),
-            kernels: vec![],
-            vms: 0,
-            last_seen: OffsetDateTime::now_utc(),
-        };
-        let mut hosts = self.hosts.lock().unwrap();
-        hosts.retain(|known| known.id != host.id);
-        hosts.push(host);
     }
 }
