@@ -292,6 +292,14 @@ pub enum OpCommand {
         /// Its id
         id: String,
     },
+    /// Go on with the upload of an `image register`, `image import` or `kernel import` whose process is gone, within ten minutes
+    Upload {
+        /// Its id
+        id: String,
+        /// The same files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 }
 
 /// `warren events`

@@ -11,6 +11,7 @@ mod failure;
 mod locate;
 mod output;
 mod terminal;
+mod upload;
 mod wait;
 
 use std::{os::unix::process::CommandExt, process::ExitCode, time::Duration};

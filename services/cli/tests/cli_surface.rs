@@ -49,7 +49,7 @@ fn help_names_every_command_and_the_exit_codes() {
         ("kernel", &["import", "ls", "show", "rm", "default"]),
         ("vm", &["create", "ls", "show", "start", "stop", "restart", "rm", "logs"]),
         ("lab", &["up", "down", "ls", "show"]),
-        ("op", &["ls", "show", "wait", "watch", "cancel"]),
+        ("op", &["ls", "show", "wait", "watch", "cancel", "upload"]),
         ("workspace", &["prepare", "export", "diff", "sync", "ls", "show", "rm", "log"]),
         ("dev", &["up", "status", "down", "migrate"]),
     ] {

@@ -23,6 +23,7 @@ pub mod net;
 pub mod registration;
 pub mod server;
 pub mod tasks;
+pub mod upload;
 pub mod usage;
 pub mod vm;
 pub mod vmm;

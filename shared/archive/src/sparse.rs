@@ -7,7 +7,8 @@
 //!   2 · length of the file (u64)                         at the end
 //! ```
 //!
-//! All numbers are big endian. A stream that breaks off has no end, so half a file is never taken for a whole one.
+//! All numbers are big endian. A stream that breaks off has no end, so half a file is never taken for a whole one. One that goes on where
+//! another broke off has the pieces from there on only; that its file is still the same is known by a [`Prefix`](crate::prefix::Prefix).
 
 use std::{
     fs::File,
@@ -45,10 +46,18 @@ impl<W: Write> Sender<W> {
     /// # Errors
     /// Nobody takes it.
     pub fn new(to: W) -> io::Result<Self> {
+        Self::from(to, 0)
+    }
+
+    /// Goes on at that offset.
+    ///
+    /// # Errors
+    /// Nobody takes it.
+    pub fn from(to: W, at: u64) -> io::Result<Self> {
         let mut to = zstd::Encoder::new(to, LEVEL)?;
         to.include_checksum(true)?;
         to.write_all(NAME)?;
-        Ok(Self { to, at: 0 })
+        Ok(Self { to, at })
     }
 
     fn piece(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -61,16 +70,18 @@ impl<W: Write> Sender<W> {
         Ok(())
     }
 
-    /// Sends a file's data; `sent` hears how far in the file it is. Gives the file's length.
+    /// Sends a file's data from where it began; `sent` hears how far in the file it is. Gives the file's length.
     ///
     /// # Errors
     /// It cannot be read, became shorter, or nobody takes it.
     pub fn file(&mut self, file: &File, mut sent: impl FnMut(u64)) -> io::Result<u64> {
-        data(file, |at, bytes| {
+        let (from, length) = (self.at, file.metadata()?.len());
+        data_between(file, from, length, |at, bytes| {
             self.piece(at, bytes)?;
             sent(at + bytes.len() as u64);
             Ok(())
-        })
+        })?;
+        Ok(length)
     }
 
     /// Says that the file has that length, and ends.
@@ -112,10 +123,25 @@ impl<W: Write> Write for Sender<W> {
 ///
 /// # Errors
 /// It cannot be read, became shorter, or what `take` answers.
-pub fn data(file: &File, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<u64> {
-    let (length, mut buffer, mut at) = (file.metadata()?.len(), vec![0; PIECE_MAX], 0);
-    while at < length {
-        let Some((data, hole)) = data_from(file, at, length)? else { break };
+pub fn data(file: &File, take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<u64> {
+    let length = file.metadata()?.len();
+    data_between(file, 0, length, take)?;
+    Ok(length)
+}
+
+/// Reads a file's data from one offset up to another in pieces, its holes left out.
+///
+/// # Errors
+/// It cannot be read, is shorter, or what `take` answers.
+pub fn data_between(
+    file: &File,
+    from: u64,
+    to: u64,
+    mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let (mut buffer, mut at) = (vec![0; PIECE_MAX], from);
+    while at < to {
+        let Some((data, hole)) = data_from(file, at, to)? else { break };
         at = data;
         while at < hole {
             let wanted = usize::try_from(hole - at).map_or(PIECE_MAX, |left| left.min(PIECE_MAX));
@@ -124,7 +150,7 @@ pub fn data(file: &File, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> 
             at += wanted as u64;
         }
     }
-    Ok(length)
+    Ok(())
 }
 
 /// The next stretch of data from `at` on, up to `length`.
@@ -160,16 +186,17 @@ pub enum ReceiveError {
     Disk(#[source] io::Error),
 }
 
-/// Writes what is received into an empty file, holes and zeros left out; gives its length. `go_on` hears of each piece's bytes. Reads to the
-/// stream's end.
+/// Writes what is received into a file that has what is before `begin` and nothing after it, holes and zeros left out; gives its length.
+/// `go_on` hears of each piece once it is written, and where it stands. Reads to the stream's end.
 ///
 /// # Errors
-/// As [`ReceiveError`] says; what `go_on` answers is [`ReceiveError::Stream`].
+/// As [`ReceiveError`] says; what `go_on` answers is [`ReceiveError::Disk`].
 pub fn receive(
     from: impl Read,
     into: &File,
+    begin: u64,
     limit: u64,
-    mut go_on: impl FnMut(u64) -> io::Result<()>,
+    mut go_on: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> Result<u64, ReceiveError> {
     let mut from = zstd::Decoder::new(from).map_err(ReceiveError::Stream)?;
     from.window_log_max(WINDOW_LOG).map_err(ReceiveError::Stream)?;
@@ -178,7 +205,7 @@ pub fn receive(
     if name != *NAME {
         return Err(ReceiveError::Malformed("it is in another form"));
     }
-    let (mut end, mut buffer) = (0, vec![0; PIECE_MAX]);
+    let (mut end, mut buffer) = (begin, vec![0; PIECE_MAX]);
     let length = loop {
         match u8::from_be_bytes(number(&mut from)?) {
             DATA => {
@@ -193,7 +220,7 @@ pub fn receive(
                 }
                 fill(&mut from, &mut buffer[..count])?;
                 write_sparse(into, offset, &buffer[..count]).map_err(ReceiveError::Disk)?;
-                go_on(count as u64).map_err(ReceiveError::Stream)?;
+                go_on(offset, &buffer[..count]).map_err(ReceiveError::Disk)?;
             }
             END => break u64::from_be_bytes(number(&mut from)?),
             _ => return Err(ReceiveError::Malformed("a piece is of an unknown kind")),
@@ -249,7 +276,7 @@ mod tests {
 
     fn received(bytes: &[u8], limit: u64) -> Result<(File, u64), ReceiveError> {
         let into = tempfile::tempfile().unwrap();
-        receive(bytes, &into, limit, |_| Ok(())).map(|length| (into, length))
+        receive(bytes, &into, 0, limit, |_, _| Ok(())).map(|length| (into, length))
     }
 
     fn sent(file: &File) -> Vec<u8> {

@@ -88,7 +88,7 @@ impl Bus {
         }
     }
 
-    async fn ask<Q: Serialize, R: DeserializeOwned>(
+    pub(crate) async fn ask<Q: Serialize, R: DeserializeOwned>(
         &self,
         subject: String,
         request: &Q,

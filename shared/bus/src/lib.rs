@@ -9,9 +9,11 @@ pub mod direct;
 mod events;
 mod serve;
 mod stream;
+mod upload;
 
 pub use call::CallOptions;
 pub use connect::{Bus, BusConfig, BusError};
 pub use events::Heard;
 pub use serve::{RequestContext, Service};
 pub use stream::{ByteStream, Listening};
+pub use upload::{Desk, Ring};

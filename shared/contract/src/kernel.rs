@@ -25,7 +25,8 @@ pub const LABEL_MAX: usize = 256;
 pub enum KernelSource {
     /// A file, or a directory with the files of one kernel, on the host that imports it: an absolute path below a directory that host allows.
     Path(String),
-    /// Files of the client, as one tar archive over a byte stream.
+    /// Files of the client, as one tar archive over a byte stream: as it is, or in the sparse form of an image's file, which can go on where it
+    /// broke off ([`crate::upload`]).
     Upload {
         /// The stream; its opener, the client, listens already.
         session: SessionId,

@@ -33,6 +33,7 @@ pub mod size;
 pub mod ssh_key;
 pub mod stream;
 pub mod subject;
+pub mod upload;
 pub mod usage;
 pub mod verb;
 pub mod vm;

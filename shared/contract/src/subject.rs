@@ -52,6 +52,11 @@ pub fn stream_to_opener(session: SessionId) -> String {
     format!("warren.stream.{session}.opener")
 }
 
+/// Where the sender of an upload asks how it goes on ([`crate::upload`]); the session is the one it was announced with.
+pub fn upload_place(session: SessionId) -> String {
+    format!("warren.stream.{session}.place")
+}
+
 /// Where the acceptor of a byte stream listens.
 pub fn stream_to_acceptor(session: SessionId) -> String {
     format!("warren.stream.{session}.acceptor")

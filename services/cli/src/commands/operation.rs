@@ -1,9 +1,12 @@
 //! `warren op …`
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use contract::{
-    deadline,
+    ApiError, SessionId, deadline,
     operation::{self, ListRequest, Operation, OperationRef},
 };
 
@@ -13,6 +16,7 @@ use crate::{
     client::Client,
     failure::{Failure, Outcome, SIGINT_EXIT},
     output::{self, Format},
+    upload::{self, Upload},
     wait::{self, Waited},
 };
 
@@ -75,7 +79,32 @@ pub async fn run(global: &Global, format: Format, command: OpCommand) -> Result<
             }
             Ok(Outcome::Done)
         }
+        OpCommand::Upload { id, files } => upload(global, format, &id, files).await,
     }
+}
+
+/// Goes on with what another process began to send.
+async fn upload(global: &Global, format: Format, id: &str, files: Vec<PathBuf>) -> Result<Outcome, Failure> {
+    let id = operation_id(id)?;
+    let client = Client::connect(global).await?;
+    let operation = client.ask::<operation::Get>(&OperationRef { id }).await?;
+    let session = announced(&operation).filter(|_| !operation.state.is_final()).ok_or_else(|| {
+        ApiError::failed_precondition(format!("the operation {id} awaits no upload"))
+            .hint("`warren op ls --state running` tells which operations go on")
+    })?;
+    let upload = match (operation.kind.as_str(), files.as_slice()) {
+        ("kernel.import", _) => Upload::of_kernel(files)?,
+        (_, [file]) => Upload::of(file)?,
+        (kind, _) => return Err(ApiError::invalid_argument(format!("{kind} is sent one file")).into()),
+    };
+    let ended = async |operation: Operation| print(&operation, format);
+    upload::made(&client, operation, Some(upload.resume(session)), format, false, ended).await
+}
+
+/// The stream on which an operation was told that its file comes.
+fn announced(operation: &Operation) -> Option<SessionId> {
+    let source = ["/register/source", "/import/source"].iter().find_map(|at| operation.request.pointer(at))?;
+    source.pointer("/upload/session")?.as_str()?.parse().ok()
 }
 
 fn table(list: &operation::OperationList) -> Result<(), Failure> {

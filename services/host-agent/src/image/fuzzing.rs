@@ -25,6 +25,7 @@ const LIMITS: Limits = Limits {
     devices: true,
     reserve: 0,
     stall: std::time::Duration::from_secs(1),
+    patience: std::time::Duration::from_secs(1),
 };
 /// What divides two layers in one input.
 const BETWEEN: &[u8] = b"\n--- layer ---\n";

@@ -8,7 +8,7 @@ use contract::{
 };
 
 use super::{pull, register, stage::Staging, storage_error};
-use crate::files;
+use crate::upload::{self, GIVEN};
 
 /// Makes the image in the staging's directory.
 ///
@@ -17,7 +17,7 @@ use crate::files;
 pub(super) async fn make(staging: &Staging, from: &FileSource) -> Result<StagedImage, ApiError> {
     register::take(staging, from).await?;
     runtime::fault::point("agent/image.import/taken");
-    let given = staging.dir.join(register::GIVEN);
+    let given = staging.dir.join(GIVEN);
     let path = given.to_str().ok_or_else(|| ApiError::internal("the state directory's path is not UTF-8"))?.to_owned();
     // What the errors say is about the archive, not about where it was put.
     let told = |error: ApiError| ApiError { message: error.message.replace(&path, "the archive"), ..error };
@@ -25,8 +25,7 @@ pub(super) async fn make(staging: &Staging, from: &FileSource) -> Result<StagedI
     let image = pull::make(staging, &layout).await.map_err(told)?;
     staging
         .blocking(move |dir, _, _| {
-            let given = dir.join(register::GIVEN);
-            files::remove_file(&given).map_err(|error| storage_error(&given, &error))?;
+            upload::forget(dir).map_err(|error| storage_error(dir, &error))?;
             Ok(image)
         })
         .await

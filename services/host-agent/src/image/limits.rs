@@ -30,6 +30,8 @@ pub struct Limits {
     pub reserve: u64,
     /// How long a registry may say nothing.
     pub stall: Duration,
+    /// How long the sender of an upload that broke off is waited for.
+    pub patience: Duration,
 }
 
 impl Default for Limits {
@@ -45,6 +47,7 @@ impl Default for Limits {
             devices: true,
             reserve: 512 << 20,
             stall: Duration::from_secs(30),
+            patience: crate::upload::PATIENCE,
         }
     }
 }

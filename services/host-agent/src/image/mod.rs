@@ -17,11 +17,13 @@ mod layer;
 mod layout;
 mod limits;
 mod manifest;
+mod options;
 mod place;
 mod progress;
 pub mod promote;
 mod pull;
 mod push;
+mod record;
 mod register;
 mod registry;
 mod source;
@@ -43,7 +45,6 @@ use contract::{
     agent::{DiscardRequest, Fence, ResolveRequest, ResolvedImage, StageRequest, StageStatus, StagedImage},
     doctor::Check,
 };
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -51,15 +52,17 @@ use tracing::Instrument;
 pub use cache::CacheUsage;
 pub use high_water::HIGH_WATER;
 pub use limits::{ENTRIES_MAX, Limits};
+pub use options::{CACHE_MAX, ImageOptions};
 pub use promote::{Copied, Copying, Disks};
 pub use register::Sources;
 pub use registry::{Mirror, parse_mirrors};
 
-use crate::{files, kernel::KernelObjects};
+use crate::{files, kernel::KernelObjects, upload};
 use cache::Cache;
 pub(crate) use high_water::HighWater;
 use manifest::Resolved;
 use progress::Reporter;
+use record::{Record, read_record};
 use source::Source;
 use stage::Staging;
 
@@ -70,64 +73,6 @@ const MANIFEST: &str = "manifest.json";
 
 /// How long a source may take to say what it has: less than the command's deadline, so that the answer says why.
 const RESOLVE: Duration = Duration::from_secs(20);
-
-/// How many bytes of blobs stay in the cache when nothing else is said: some dozens of base images.
-pub const CACHE_MAX: u64 = 8 << 30;
-
-/// How images are staged.
-#[derive(Clone, Debug)]
-pub struct ImageOptions {
-    /// Registries (`host:port`) spoken to over http.
-    pub insecure_registries: Vec<String>,
-    /// A directory with a docker `config.json` that holds credentials; the user's own when left out.
-    pub docker_config: Option<PathBuf>,
-    /// Who is asked for a registry's images before it, in order.
-    pub mirrors: Vec<Mirror>,
-    /// How many bytes of blobs stay in the cache; [`CACHE_MAX`] or a tenth of the disk, whichever is less, when left out.
-    pub cache_bytes: Option<u64>,
-    /// How full images may make the disk, in percent; 100: no mark.
-    pub high_water: u8,
-    /// What an image may ask of this host.
-    pub limits: Limits,
-}
-
-impl Default for ImageOptions {
-    fn default() -> Self {
-        Self {
-            insecure_registries: Vec::new(),
-            docker_config: None,
-            mirrors: Vec::new(),
-            cache_bytes: None,
-            high_water: HIGH_WATER,
-            limits: Limits::default(),
-        }
-    }
-}
-
-/// What stands in `manifest.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Record {
-    operation: OperationId,
-    /// Other operations that found the files at their final place and published them too.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    also: Vec<OperationId>,
-    image: StagedImage,
-}
-
-impl Record {
-    fn new(operation: OperationId, image: StagedImage) -> Self {
-        Self { operation, also: Vec::new(), image }
-    }
-
-    /// The operations that published it.
-    fn operations(&self) -> Vec<OperationId> {
-        std::iter::once(self.operation).chain(self.also.iter().copied()).collect()
-    }
-
-    fn is_of(&self, operation: OperationId) -> bool {
-        self.operation == operation || self.also.contains(&operation)
-    }
-}
 
 type Outcome = Option<Result<StagedImage, ApiError>>;
 
@@ -354,8 +299,7 @@ impl ImageStore {
         let fresh = staging.blocking(move |dir, _, _| {
             let finished = images.finished(operation);
             if finished.is_none() {
-                let fresh = files::remove_dir(dir).and_then(|()| fs::create_dir(dir));
-                fresh.map_err(|error| storage_error(dir, &error))?;
+                upload::fresh(dir).map_err(|error| storage_error(dir, &error))?;
             }
             Ok(finished)
         });
@@ -452,10 +396,6 @@ impl ImageStore {
     fn discarded(&self) -> std::sync::MutexGuard<'_, HashMap<OperationId, i64>> {
         self.discarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn read_record(dir: &Path) -> Option<Record> {
-    serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()
 }
 
 /// Removes a directory off the async threads.

@@ -3,64 +3,27 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
     path::Path,
+    sync::Arc,
 };
 
-use bus::ByteStream;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    runtime::Handle,
-};
+use bus::{Bus, ByteStream};
+use contract::{ApiError, SessionId, agent::StagedKernel};
+use tokio::{io::AsyncWriteExt, runtime::Handle};
 
-use crate::tasks::Reins;
+use super::{
+    objects::off_the_runtime,
+    offer::Limits,
+    staging::{RESERVE, Staging, Watched, storage_error},
+};
+use crate::{
+    files,
+    upload::{self, Bounds, Incoming, Upload, UploadError},
+};
 
 /// As fast as a network is: the receiver unpacks it once and keeps it unpacked.
 const COMPRESSION: i32 = 1;
-
-/// The most bytes read after an archive's end: tar pads it to blocks of at most this.
-const REST_MAX: u64 = 1 << 20;
-
-/// A byte stream as a thread reads it; ends with an error when the task is to end.
-pub(super) struct Incoming {
-    stream: ByteStream,
-    reins: Reins,
-    runtime: Handle,
-}
-
-impl Incoming {
-    /// To be made on the runtime, and read off it.
-    pub fn new(stream: ByteStream, reins: Reins) -> Self {
-        Self { stream, reins, runtime: Handle::current() }
-    }
-
-    /// Tells the sender how it ended: that all is well, or why not.
-    pub async fn settle(mut self, outcome: Result<(), String>) {
-        match outcome {
-            // Read to its end, or the sender's last words would be lost on a reset.
-            Ok(()) => {
-                let rest = tokio::io::copy(&mut (&mut self.stream).take(REST_MAX), &mut tokio::io::sink()).await;
-                let shut = self.stream.shutdown().await;
-                tracing::debug!(?rest, ?shut, "a kernel was taken from a stream");
-            }
-            Err(reason) => self.stream.reset(reason).await,
-        }
-    }
-}
-
-impl Read for Incoming {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (stream, reins) = (&mut self.stream, &self.reins);
-        let read = self.runtime.block_on(async {
-            tokio::select! {
-                read = stream.read(buffer) => read,
-                () = reins.cancel.cancelled() => Err(io::Error::other("told to end")),
-            }
-        })?;
-        self.reins.add(read as u64);
-        Ok(read)
-    }
-}
 
 /// A byte stream as a thread writes it.
 struct Outgoing {
@@ -118,6 +81,53 @@ pub(super) fn send(
         stream.closed().await;
         Ok(())
     })
+}
+
+/// Stages what a client uploads; where that breaks off it goes on.
+///
+/// # Errors
+/// It did not come, is no kernel, or the disk is full.
+pub(super) async fn uploaded(bus: &Bus, session: SessionId, staging: Staging) -> Result<StagedKernel, ApiError> {
+    staging.high_water.check()?;
+    let (dir, reins) = (staging.dir.clone(), staging.reins.clone());
+    let fresh = dir.clone();
+    off_the_runtime(move || upload::fresh(&fresh).map_err(|error| storage_error(&fresh, &error))).await?;
+    let most = Limits::default().bytes;
+    let bounds = Bounds { most, reserve: RESERVE, patience: upload::PATIENCE, plain: true };
+    let (cancel, count) = (reins.cancel.clone(), Arc::new(move |bytes| reins.add(bytes)));
+    let coming = Upload { bus: bus.clone(), session, dir: dir.clone(), bounds, count, cancel };
+    match coming.take().await {
+        Ok(()) => off_the_runtime(move || staging.run_upload()).await,
+        Err(error) => {
+            off_the_runtime(move || files::remove_dir(&dir).map_err(|error| storage_error(&dir, &error))).await?;
+            Err(match &error {
+                UploadError::Disk(disk) => storage_error(&staging.dir, disk),
+                _ => error.into(),
+            })
+        }
+    }
+}
+
+/// Stages what another host sends; it is unpacked as it comes.
+///
+/// # Errors
+/// It did not come whole, is another kernel, or the disk is full.
+pub(super) async fn receive(bus: &Bus, session: SessionId, staging: Staging) -> Result<StagedKernel, ApiError> {
+    let mut incoming = Incoming::new(ByteStream::accept(bus, session).await?, staging.reins.cancel.clone());
+    let (outcome, mut stream) = off_the_runtime(move || {
+        let outcome = staging.run_from(Watched { from: &mut incoming, reins: &staging.reins });
+        Ok((outcome, incoming.into_inner()))
+    })
+    .await?;
+    match &outcome {
+        Ok(_) => {
+            let shut = stream.shutdown().await;
+            tracing::debug!(?shut, "a kernel was taken from a stream");
+        }
+        // The sender is told beside: the stream of one that is gone must not hold the outcome back.
+        Err(error) => drop(tokio::spawn(stream.reset(error.message.clone()))),
+    }
+    outcome
 }
 
 fn append(archive: &mut tar::Builder<impl Write>, name: &str, path: &Path) -> io::Result<()> {

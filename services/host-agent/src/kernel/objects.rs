@@ -20,12 +20,9 @@ use contract::{
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use super::{
-    BootFiles,
-    carrying::{self, Incoming},
-    identity,
+    BootFiles, carrying, identity,
     making::Making,
     package,
     staging::{Staging, storage_error},
@@ -154,12 +151,6 @@ impl KernelObjects {
         if let Some(kernel) = off_the_runtime(move || Ok(store.finished(operation))).await? {
             return Ok(kernel);
         }
-        let mut incoming = match request.source {
-            StageKernelSource::Path(_) => None,
-            StageKernelSource::Stream(session) => {
-                Some(Incoming::new(ByteStream::accept(&bus, session).await?, reins.clone()))
-            }
-        };
         let staging = Staging {
             operation,
             dir: self.staging(operation),
@@ -168,19 +159,14 @@ impl KernelObjects {
             high_water: self.high_water.clone(),
             reins,
         };
-        let span = tracing::info_span!("stage kernel", operation.id = %operation);
-        let (outcome, incoming) = off_the_runtime(move || {
-            let outcome = span.in_scope(|| staging.run(&request.source, &mut incoming));
-            Ok((outcome, incoming))
-        })
-        .await?;
+        let from_host = staging.digest.is_some();
+        let outcome = match (request.source, from_host) {
+            (StageKernelSource::Path(path), _) => off_the_runtime(move || staging.run_path(&path)).await,
+            (StageKernelSource::Stream(session), false) => carrying::uploaded(&bus, session, staging).await,
+            (StageKernelSource::Stream(session), true) => carrying::receive(&bus, session, staging).await,
+        };
         if let Err(error) = &outcome {
             tracing::info!(operation.id = %operation, %error, "the staging of a kernel failed");
-        }
-        if let Some(incoming) = incoming {
-            let told = outcome.as_ref().map(drop).map_err(|error| error.message.clone());
-            // The sender is told beside: the stream of one that is gone must not hold the outcome back.
-            tokio::spawn(incoming.settle(told).in_current_span());
         }
         outcome
     }

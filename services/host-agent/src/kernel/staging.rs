@@ -2,22 +2,17 @@
 //! record. Blocking.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
-use contract::{
-    ApiError, OperationId,
-    agent::{StageKernelSource, StagedKernel},
-};
+use contract::{ApiError, OperationId, agent::StagedKernel};
 use nix::fcntl::OFlag;
 
 use super::{
-    KernelError, bzimage,
-    carrying::Incoming,
-    identity,
+    KernelError, bzimage, identity,
     objects::{ARCHITECTURE, MANIFEST, Record},
     offer::{Limits, OfferError, Parts, failed},
     package,
@@ -26,10 +21,11 @@ use crate::{
     files::{self, chain},
     image::HighWater,
     tasks::Reins,
+    upload::{self, GIVEN},
 };
 
 /// Free space that must be left on the disk, in bytes, beside what is unpacked.
-const RESERVE: u64 = 256 << 20;
+pub(super) const RESERVE: u64 = 256 << 20;
 
 /// What one staging needs.
 pub(super) struct Staging {
@@ -45,17 +41,17 @@ pub(super) struct Staging {
 }
 
 /// Counts what is read, and ends when the task is to end.
-struct Watched<'a> {
-    file: File,
-    reins: &'a Reins,
+pub(super) struct Watched<'a, R> {
+    pub from: R,
+    pub reins: &'a Reins,
 }
 
-impl Read for Watched<'_> {
+impl<R: Read> Read for Watched<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.reins.cancel.is_cancelled() {
             return Err(io::Error::other("told to end"));
         }
-        let read = self.file.read(buffer)?;
+        let read = self.from.read(buffer)?;
         self.reins.add(read as u64);
         Ok(read)
     }
@@ -73,14 +69,19 @@ impl Drop for Unmade<'_> {
 }
 
 impl Staging {
-    /// Does it all, from `incoming` where the source is a stream; gives that back, so that its sender can be told how it ended.
-    pub fn run(&self, source: &StageKernelSource, incoming: &mut Option<Incoming>) -> Result<StagedKernel, ApiError> {
-        self.made(|parts| match (source, incoming) {
-            (StageKernelSource::Path(path), _) => self.take_path(path, parts),
-            (StageKernelSource::Stream(_), Some(incoming)) => {
-                parts.file("the upload", incoming).map_err(|error| self.refused(&error))
-            }
-            (StageKernelSource::Stream(_), None) => Err(ApiError::internal("the stream was not accepted")),
+    /// Does it all, from a file or a directory of this host.
+    pub fn run_path(&self, path: &str) -> Result<StagedKernel, ApiError> {
+        self.made(|parts| self.take_path(path, parts))
+    }
+
+    /// Does it all, from what was uploaded into the directory.
+    pub fn run_upload(&self) -> Result<StagedKernel, ApiError> {
+        let given = self.dir.join(GIVEN);
+        let opened = || File::open(&given).map_err(|error| storage_error(&given, &error));
+        let reins = Reins::of(self.reins.cancel.clone());
+        self.made(|parts| {
+            let watched = Watched { from: opened()?, reins: &reins };
+            parts.file("the upload", watched).map_err(|error| self.refused(&error))
         })
     }
 
@@ -95,8 +96,7 @@ impl Staging {
 
     fn made(&self, take: impl FnOnce(&mut Parts<'_>) -> Result<(), ApiError>) -> Result<StagedKernel, ApiError> {
         let storage = |error: io::Error| storage_error(&self.dir, &error);
-        files::remove_dir(&self.dir).map_err(storage)?;
-        fs::create_dir(&self.dir).map_err(storage)?;
+        upload::fresh(&self.dir).map_err(storage)?;
         // A panic leaves no more than an error does.
         let unmade = Unmade(&self.dir);
         let outcome = self.taken(take);
@@ -133,7 +133,7 @@ impl Staging {
         if kind.is_file() {
             let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned();
             return parts
-                .file(&name, Watched { file: opened, reins: &self.reins })
+                .file(&name, Watched { from: opened, reins: &self.reins })
                 .map_err(|error| self.refused(&error));
         }
         if !kind.is_dir() {
@@ -144,7 +144,7 @@ impl Staging {
         for name in identity::files_below(&root).map_err(unusable)? {
             let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
             let file = files::open_beneath(&root, &root.join(&name), flags).map_err(unusable)?;
-            let mut file = Watched { file, reins: &self.reins };
+            let mut file = Watched { from: file, reins: &self.reins };
             let taken = if name.contains('/') { parts.entry(&name, &mut file) } else { parts.file(&name, file) };
             taken.map_err(|error| self.refused(&error))?;
         }
@@ -206,6 +206,7 @@ impl Staging {
                 .hint("its files were changed on the host it came from: `warren doctor` there"));
         }
         let kernel = StagedKernel { digest, release, architecture: ARCHITECTURE.to_owned(), bytes };
+        upload::forget(&self.dir).map_err(storage)?;
         // All files at once: one by one, thousands of modules would each wait for the disk.
         nix::unistd::syncfs(File::open(&self.dir).map_err(storage)?).map_err(|error| storage(error.into()))?;
         let record = Record { operation: self.operation, kernel: kernel.clone() };

@@ -169,7 +169,7 @@ impl<O: Order> Makes for FromFile<O> {
 }
 
 /// Has the host take the file, look at it and make the image: slow, and nothing is locked. A worker that adopts this joins what its host
-/// does; a host-agent that was started anew has lost an upload, and says so.
+/// does; a host-agent that was started anew has what came of an upload.
 struct Stage;
 
 #[async_trait]

@@ -15,7 +15,7 @@ pub enum FileSource {
     /// On the host that makes the image, below one of the directories its operator allows (`WARREN_IMAGE_DIRS`).
     Path(String),
     /// With the caller, who listens as the opener of that session and sends the file in its sparse form (crate `archive`); a directory
-    /// as a tar archive.
+    /// as a tar archive. Where that breaks off it goes on ([`crate::upload`]).
     Upload {
         /// The byte stream.
         session: SessionId,

@@ -16,12 +16,12 @@ use contract::{
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::upload::{PATIENCE, TOLD, watched};
 use crate::{
     args::{Global, image::ExportArgs},
     client::Client,
     failure::{Failure, Outcome},
     output::{self, Format},
+    upload::{PATIENCE, TOLD, watched},
     wait,
 };
 

@@ -5,16 +5,14 @@ use contract::{
     image::{self, ImportRequest},
 };
 
-use super::{
-    register::Given,
-    upload::{Upload, made},
-};
+use super::{made, register::Given};
 use crate::{
     args::{Global, image::ImportArgs},
     client::Client,
     commands::{parse, parse_some},
     failure::{Failure, Outcome},
     output::Format,
+    upload::Upload,
 };
 
 /// What archives are called, and images are not.
@@ -34,11 +32,11 @@ pub(super) async fn run(global: &Global, format: Format, args: ImportArgs) -> Re
             .into());
     }
     let client = Client::connect(global).await?;
-    let (source, sending) = given.begin(&client).await?;
+    let (source, upload) = given.open(&client).await?;
     let (replace, timeout_ms) = (args.replace, deadline::WAIT_DEFAULT_MS);
     let request = ImportRequest { source, name, host, replace, wait: false, timeout_ms };
     let operation = client.change::<image::Import>(&request, deadline::QUICK).await?;
-    made(&client, operation, sending, format, args.waiting.no_wait).await
+    made(&client, operation, upload, format, args.waiting.no_wait).await
 }
 
 /// The image's name by its file's.

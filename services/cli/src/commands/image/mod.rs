@@ -15,14 +15,15 @@ mod rename;
 mod rm;
 mod show;
 mod tag;
-mod upload;
 
 use contract::{ApiError, image::Image, operation::Operation};
 
 use crate::{
     args::{Global, ImageCommand},
+    client::Client,
     failure::{Failure, Outcome},
     output::{self, Format},
+    upload::{self, Opened},
 };
 
 /// Tells which image an operation gave: what its name means by now may be another's.
@@ -55,6 +56,17 @@ pub async fn run(global: &Global, format: Format, command: ImageCommand) -> Resu
         ImageCommand::Show(args) => show::run(global, format, args).await,
         ImageCommand::Rm(args) => rm::run(global, format, args).await,
     }
+}
+
+/// Waits for the operation that makes an image, while what it is made of is sent, and shows the image.
+async fn made(
+    client: &Client,
+    operation: Operation,
+    upload: Option<Opened>,
+    format: Format,
+    no_wait: bool,
+) -> Result<Outcome, Failure> {
+    upload::made(client, operation, upload, format, no_wait, async |operation: Operation| here(&operation)).await
 }
 
 /// The hosts that hold it; those that lost it with a mark.

@@ -8,13 +8,14 @@ use contract::{
 };
 use serde::Deserialize;
 
-use super::upload::{Sending, Upload, made};
+use super::made;
 use crate::{
     args::{Global, image::RegisterArgs},
     client::Client,
     commands::{parse, parse_some},
     failure::{Failure, Outcome},
     output::Format,
+    upload::{Opened, Upload},
 };
 
 /// The most bytes of a configuration that are read.
@@ -26,11 +27,11 @@ pub(super) async fn run(global: &Global, format: Format, args: RegisterArgs) -> 
     let config = config(&args)?;
     let given = Given::of(&args.source)?;
     let client = Client::connect(global).await?;
-    let (source, sending) = given.begin(&client).await?;
+    let (source, upload) = given.open(&client).await?;
     let (kernel, replace, timeout_ms) = (args.kernel, args.replace, deadline::WAIT_DEFAULT_MS);
     let request = RegisterRequest { source, name, host, config, kernel, replace, wait: false, timeout_ms };
     let operation = client.change::<image::Register>(&request, deadline::QUICK).await?;
-    made(&client, operation, sending, format, args.waiting.no_wait).await
+    made(&client, operation, upload, format, args.waiting.no_wait).await
 }
 
 /// A file, where it is.
@@ -54,13 +55,16 @@ impl Given {
         Upload::of(Path::new(text)).map(Self::Here)
     }
 
-    /// Begins to send what is of this machine.
+    /// Opens the stream of what is of this machine.
     ///
     /// # Errors
     /// The connection is closed.
-    pub(super) async fn begin(self, client: &Client) -> Result<(FileSource, Option<Sending>), ApiError> {
+    pub(super) async fn open(self, client: &Client) -> Result<(FileSource, Option<Opened>), ApiError> {
         match self {
-            Self::Here(upload) => upload.begin(client).await.map(|(source, sending)| (source, Some(sending))),
+            Self::Here(upload) => {
+                let (opened, session, label) = upload.open(client).await?;
+                Ok((FileSource::Upload { session, label }, Some(opened)))
+            }
             Self::There(source) => Ok((source, None)),
         }
     }

@@ -1,7 +1,5 @@
 //! `warren kernel …`
 
-mod upload;
-
 use contract::{
     HostId, deadline,
     kernel::{
@@ -15,9 +13,9 @@ use crate::{
     client::Client,
     failure::{Failure, Outcome},
     output::{self, Format},
+    upload::{self, Upload},
     wait,
 };
-use upload::Upload;
 
 /// Runs a command about kernels.
 ///
@@ -60,40 +58,25 @@ async fn import(global: &Global, format: Format, args: KernelImportArgs) -> Resu
     let upload = match &args.host_path {
         Some(_) => None,
         // Looked at before anything is asked for.
-        None => Some(Upload::of(args.files)?),
+        None => Some(Upload::of_kernel(args.files)?),
     };
     let client = Client::connect(global).await?;
-    let (source, sending) = match (args.host_path, upload) {
+    let (source, upload) = match (args.host_path, upload) {
         (None, Some(upload)) => {
-            let (source, sending) = upload.begin(&client).await?;
-            (source, Some(sending))
+            let (opened, session, label) = upload.open(&client).await?;
+            (KernelSource::Upload { session, label }, Some(opened))
         }
         (path, _) => (KernelSource::Path(path.unwrap_or_default()), None),
     };
     let timeout_ms = deadline::WAIT_DEFAULT_MS;
     let request = ImportRequest { source, name, host, replace: args.replace, wait: false, timeout_ms };
     let operation = client.change::<kernel::Import>(&request, deadline::QUICK).await?;
-    let no_wait = args.waiting.no_wait;
-    let mut sending = sending;
-    if no_wait && let Some(sending) = sending.take() {
-        // The files are this process's to send, even if the import's end is not waited for.
-        sending.end().await?;
-    }
-    let settled = wait::settle(&client, operation, format, no_wait, async |_| {
+    upload::made(&client, operation, upload, format, args.waiting.no_wait, async |_| {
         let kernel = client.ask::<kernel::Get>(&KernelRef { kernel: request.name.to_string() }).await?;
-        output::text(&format!(
-            "kernel {} is here: Linux {}, {}\n",
-            kernel.name,
-            output::clean(&kernel.release),
-            kernel.digest
-        ))
+        let release = output::clean(&kernel.release);
+        output::text(&format!("kernel {} is here: Linux {release}, {}\n", kernel.name, kernel.digest))
     })
-    .await;
-    match (settled, sending) {
-        // What went wrong here says more than that the files did not come.
-        (Err(failure), Some(sending)) => Err(sending.failure().await.map_or(failure, Failure::from)),
-        (settled, _) => settled,
-    }
+    .await
 }
 
 async fn default(global: &Global, format: Format, kernel: Option<String>, none: bool) -> Result<Outcome, Failure> {

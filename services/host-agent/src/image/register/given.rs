@@ -6,20 +6,21 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use archive::sparse::{self, ReceiveError};
-use bus::{Bus, ByteStream};
+use archive::sparse;
+use bus::Bus;
 use contract::{ApiError, SessionId, image::FileSource};
 use nix::fcntl::OFlag;
-use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{super::storage_error, Limits, Reporter, Staging, directory, incoming::Incoming};
-use crate::files;
+use super::{super::storage_error, Limits, Reporter, Staging, directory};
+use crate::{
+    files,
+    upload::{Bounds, GIVEN, Incoming, Upload, UploadError},
+};
 
-/// Its name in the staging's directory.
-pub(in crate::image) const GIVEN: &str = "given";
 /// How much is taken between two looks at the disk.
 const LOOK: u64 = 32 << 20;
 /// How much of an object is read at once.
@@ -45,7 +46,7 @@ pub(in crate::image) async fn take(staging: &Staging, from: &FileSource) -> Resu
                 })
                 .await
         }
-        FileSource::Upload { session, .. } => receive(staging, &bus_of(staging)?, *session).await,
+        FileSource::Upload { session, .. } => receive(staging, bus_of(staging)?, *session).await,
         FileSource::Object(name) => object(staging, &bus_of(staging)?, name).await,
     }
 }
@@ -159,47 +160,17 @@ fn stamp(file: &Metadata) -> (u64, i64, i64, i64, i64) {
     (file.len(), file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec())
 }
 
-/// Takes an upload to its end, and tells whoever sends it how that went.
-async fn receive(staging: &Staging, bus: &Bus, session: SessionId) -> Result<(), ApiError> {
+/// Takes an upload to its end, over as many streams as that needs.
+async fn receive(staging: &Staging, bus: Bus, session: SessionId) -> Result<(), ApiError> {
     staging.progress.phase("receiving", 0);
-    let stream = ByteStream::accept(bus, session).await?;
-    let incoming = Incoming::new(stream, staging.cancel.clone());
-    let limits = staging.options.limits;
-    let received = staging
-        .blocking(move |dir, progress, cancel| {
-            let mut incoming = incoming;
-            let into = Into { dir, limits: &limits, progress, cancel };
-            let outcome = into.create().and_then(|file| {
-                let received = sparse::receive(&mut incoming, &file, limits.unpacked, into.go_on());
-                received.map(drop).map_err(|error| unreceived(&into, &error))
-            });
-            Ok((outcome, incoming.into_inner()))
-        })
-        .await;
-    let (outcome, mut stream) = received?;
-    match &outcome {
-        Ok(()) => {
-            let shut = stream.shutdown().await;
-            tracing::debug!(?shut, "an upload was taken");
-        }
-        Err(error) => stream.reset(error.message.clone()).await,
-    }
-    outcome
-}
-
-fn unreceived(into: &Into<'_>, error: &ReceiveError) -> ApiError {
-    match error {
-        ReceiveError::TooLarge(_) => into.too_large(),
-        ReceiveError::Malformed(_) => ApiError::invalid_argument(format!("the upload cannot be used: {error}"))
-            .hint("it may come from a client of another version"),
-        ReceiveError::Disk(error) => into.failed(error, |error| storage_error(&into.path(), error)),
-        ReceiveError::Stream(error) => into.failed(error, |error| match error.kind() {
-            io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
-                ApiError::unavailable(format!("the upload broke off: {error}")).hint("begin it again")
-            }
-            _ => ApiError::invalid_argument(format!("the upload is damaged: {error}")).hint("begin it again"),
-        }),
-    }
+    let (limits, progress) = (staging.options.limits, staging.progress.clone());
+    let bounds = Bounds { most: limits.unpacked, reserve: limits.reserve, patience: limits.patience, plain: false };
+    let (dir, cancel) = (staging.dir.clone(), staging.cancel.clone());
+    let count = Arc::new(move |bytes| progress.add(bytes));
+    Upload { bus, session, dir, bounds, count, cancel }.take().await.map_err(|error| match &error {
+        UploadError::Disk(disk) => storage_error(&staging.dir.join(GIVEN), disk),
+        _ => error.into(),
+    })
 }
 
 /// Takes an object of an object store (ADR-20), whose digest is checked at its end.

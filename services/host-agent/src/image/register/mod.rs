@@ -6,7 +6,6 @@ mod directory;
 mod erofs;
 mod format;
 mod given;
-mod incoming;
 mod loops;
 mod squashfs;
 mod tree;
@@ -34,10 +33,10 @@ use super::{
     stage::Staging,
     storage_error,
 };
-use crate::files;
+use crate::upload::{self, GIVEN};
 use format::Format;
 
-pub(super) use given::{GIVEN, take};
+pub(super) use given::take;
 
 /// Where files for images may come from.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +61,9 @@ pub(super) async fn make(staging: &Staging, from: &FileSource, config: ImageConf
             work.root()?;
             check::root(&dir.join(ROOTFS), operation, &config, progress, cancel)?;
             runtime::fault::point("agent/image.register/checked");
-            describe(&dir.join(ROOTFS), config, progress, cancel)
+            let image = describe(&dir.join(ROOTFS), config, progress, cancel)?;
+            upload::forget(dir).map_err(|error| storage_error(dir, &error))?;
+            Ok(image)
         })
         .await
 }
@@ -84,13 +85,13 @@ impl Work<'_> {
         match Format::of(&file).map_err(|error| storage_error(&given, &error))?? {
             Format::Ext4 => {
                 let rootfs = self.dir.join(ROOTFS);
-                return fs::rename(&given, &rootfs).map_err(|error| storage_error(&rootfs, &error));
+                // The same file, which the checks only read: an agent that begins anew finds what was given.
+                fs::hard_link(&given, &rootfs).map_err(|error| storage_error(&rootfs, &error))
             }
             Format::Squashfs => squashfs::write(self, &given),
             Format::Erofs => erofs::write(self, &given),
             Format::Tar => tree::write(self, &given),
-        }?;
-        files::remove_file(&given).map_err(|error| storage_error(&given, &error))
+        }
     }
 }
 

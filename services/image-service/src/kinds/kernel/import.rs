@@ -100,7 +100,7 @@ impl Step<Import> for Stage {
             KernelSource::Path(path) => StageKernelSource::Path(path.clone()),
             KernelSource::Upload { session, .. } => StageKernelSource::Stream(*session),
         };
-        // A stream comes once: what failed is not tried again with the same.
+        // Where an upload breaks off it goes on within this; what failed is not tried again with the same.
         let staged = agent::stage(cx, journal.host()?, &source, None).await?;
         journal.staged = Some(staged.map_err(StepError::permanent)?);
         // The publication decides; this spares it what is lost already.

@@ -1,4 +1,4 @@
-//! What comes over the bus, as a thread reads it.
+//! A stream of bytes as a thread reads it.
 
 use std::io::{self, Read};
 
@@ -8,8 +8,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A stream of bytes that ends with an error when the staging is discarded.
-pub(super) struct Incoming<S> {
+/// Ends with an error when whoever reads is to end.
+pub struct Incoming<S> {
     stream: S,
     cancel: CancellationToken,
     runtime: Handle,
@@ -17,12 +17,12 @@ pub(super) struct Incoming<S> {
 
 impl<S: AsyncRead + Unpin> Incoming<S> {
     /// To be made on the runtime, and read off it.
-    pub(super) fn new(stream: S, cancel: CancellationToken) -> Self {
+    pub fn new(stream: S, cancel: CancellationToken) -> Self {
         Self { stream, cancel, runtime: Handle::current() }
     }
 
     /// The stream, for who has more to say on it.
-    pub(super) fn into_inner(self) -> S {
+    pub fn into_inner(self) -> S {
         self.stream
     }
 }
