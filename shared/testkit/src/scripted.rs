@@ -2,6 +2,8 @@
 //!
 //! One request a connection, HTTP/1.1 written by hand: a library would not let us lie.
 
+mod uploads;
+
 use std::{
     collections::{HashMap, VecDeque},
     fs,
@@ -20,16 +22,21 @@ use tokio::{
 
 /// How much of a body is written at once.
 const PIECE: usize = 16 << 10;
+/// The largest body of a request that is taken.
+const TAKEN_MAX: usize = 256 << 20;
 
-/// What a registry does with one request for a blob or a manifest.
+/// What a registry does with one request for a blob or a manifest, or with one of a push; of these it knows [`Act::Cut`], [`Act::Stall`],
+/// [`Act::Status`] and [`Act::Forget`].
 #[derive(Clone, Debug)]
 pub enum Act {
     /// Answers as it should.
     Honest,
-    /// Closes the connection after so many bytes of the body.
+    /// Closes the connection after so many bytes of the body; of a push's, which it keeps.
     Cut(usize),
-    /// Says nothing more after so many bytes of the body, and keeps the connection.
+    /// Says nothing more after so many bytes of the body, and keeps the connection; takes no more of a push's.
     Stall(usize),
+    /// Knows nothing of the upload any more.
+    Forget,
     /// Answers with a status, and `Retry-After` where it is given.
     Status(u16, Option<String>),
     /// Says that the body has so many bytes.
@@ -57,8 +64,12 @@ pub struct Asked {
     pub range: Option<String>,
     /// The `Authorization` header.
     pub authorization: Option<String>,
-    /// What came with it.
+    /// The `Content-Range` header.
+    pub content_range: Option<String>,
+    /// What came with it, as far as it is text.
     pub body: String,
+    /// The same as it came.
+    bytes: Vec<u8>,
 }
 
 /// Who may pull.
@@ -84,6 +95,9 @@ struct State {
     piece: Option<usize>,
     pause: Duration,
     tokens: usize,
+    /// What a token server adds to each token's answer, in bytes.
+    padding: usize,
+    uploads: uploads::Uploads,
 }
 
 /// A scripted registry; ends when dropped.
@@ -204,6 +218,16 @@ impl Scripted {
         std::mem::take(&mut self.state().served)
     }
 
+    /// The bytes of blobs that were pushed to it since the last time this was asked.
+    pub fn received(&self) -> u64 {
+        std::mem::take(&mut self.state().uploads.received)
+    }
+
+    /// Lets the token server's answers be so many bytes longer.
+    pub fn pad_tokens(&self, bytes: usize) {
+        self.state().padding = bytes;
+    }
+
     /// What it was asked since the last time this was asked.
     pub fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state().asked)
@@ -220,22 +244,36 @@ async fn serve(stream: TcpStream, port: u16, state: &Mutex<State>) -> std::io::R
             headers.insert(name.to_lowercase(), value.trim().to_owned());
         }
     }
-    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0).min(64 << 10);
-    let mut body = vec![0; length];
-    lines.get_mut().read_exact(&mut body).await?;
+    let length: usize = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     request.truncate(request.rfind(' ').unwrap_or(0));
     let (method, path) = request.split_once(' ').unwrap_or_default();
+    let pushing = !matches!(method, "GET" | "HEAD") && path.starts_with("/v2/");
+    let act = if pushing { state.lock().unwrap_or_else(PoisonError::into_inner).act(path) } else { Act::Honest };
+    let taken = match act {
+        Act::Cut(bytes) | Act::Stall(bytes) => length.min(bytes),
+        Act::Status(..) if length > 64 << 10 => 0,
+        _ => length.min(TAKEN_MAX),
+    };
+    let mut reader = lines.into_inner();
+    reader.get_mut().set_limit(taken as u64);
+    let mut bytes = vec![0; taken];
+    reader.read_exact(&mut bytes).await?;
+    if matches!(act, Act::Stall(_)) {
+        return std::future::pending().await;
+    }
     let asked = Asked {
         method: method.to_owned(),
         path: path.to_owned(),
         range: headers.get("range").cloned(),
         authorization: headers.get("authorization").cloned(),
-        body: String::from_utf8_lossy(&body).into_owned(),
+        content_range: headers.get("content-range").cloned(),
+        body: String::from_utf8_lossy(&bytes[..bytes.len().min(64 << 10)]).into_owned(),
+        bytes,
     };
     let reply = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.asked.push(asked.clone());
-        reply(&mut state, port, &asked)
+        state.asked.push(Asked { bytes: Vec::new(), ..asked.clone() });
+        reply(&mut state, port, &asked, &act, taken == length)
     };
     writer.write_all(reply.head.as_bytes()).await?;
     let mut at = 0;
@@ -284,9 +322,17 @@ fn plain(status: u16, headers: &str, body: &str) -> Reply {
     Reply { head, body: body.as_bytes().to_vec(), blob: false, then: Then::Close }
 }
 
-fn reply(state: &mut State, port: u16, asked: &Asked) -> Reply {
+fn reply(state: &mut State, port: u16, asked: &Asked, act: &Act, whole: bool) -> Reply {
     if let Some(refusal) = guarded(state, port, asked) {
         return refusal;
+    }
+    match act {
+        Act::Status(status, after) => return refused(*status, after.as_deref()),
+        Act::Forget => return plain(404, "", ""),
+        _ => {}
+    }
+    if let Some(reply) = uploads::reply(state, port, asked, whole) {
+        return reply;
     }
     if asked.path == "/v2/" {
         return plain(200, "", "{}");
@@ -299,9 +345,23 @@ fn reply(state: &mut State, port: u16, asked: &Asked) -> Reply {
     let repository = &repository[..place - "/v2/".len()];
     let digest = state.tags.get(&format!("{repository}:{name}")).cloned().unwrap_or_else(|| name.to_owned());
     let Some(bytes) = state.blobs.get(&digest).cloned() else { return plain(404, "", "") };
-    let script = state.scripts.iter_mut().find(|(part, acts)| path.contains(part.as_str()) && !acts.is_empty());
-    let act = script.and_then(|(_, acts)| acts.pop_front()).unwrap_or(Act::Honest);
+    if asked.method == "HEAD" {
+        return plain(200, "", "");
+    }
+    let act = state.act(path);
     acted(&act, asked, path, &digest, &bytes, blob)
+}
+
+impl State {
+    /// What the script says of a request.
+    fn act(&mut self, path: &str) -> Act {
+        let script = self.scripts.iter_mut().find(|(part, acts)| path.contains(part.as_str()) && !acts.is_empty());
+        script.and_then(|(_, acts)| acts.pop_front()).unwrap_or(Act::Honest)
+    }
+}
+
+fn refused(status: u16, after: Option<&str>) -> Reply {
+    plain(status, &after.map(|after| format!("Retry-After: {after}\r\n")).unwrap_or_default(), "")
 }
 
 fn acted(act: &Act, asked: &Asked, path: &str, digest: &str, bytes: &[u8], blob: bool) -> Reply {
@@ -309,10 +369,8 @@ fn acted(act: &Act, asked: &Asked, path: &str, digest: &str, bytes: &[u8], blob:
     let from = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
     let mut body = bytes[from.unwrap_or(0).min(bytes.len())..].to_vec();
     let status = match (from, act) {
-        (_, Act::Status(status, after)) => {
-            let header = after.as_ref().map(|after| format!("Retry-After: {after}\r\n")).unwrap_or_default();
-            return plain(*status, &header, "");
-        }
+        (_, Act::Status(status, after)) => return refused(*status, after.as_deref()),
+        (_, Act::Forget) => return plain(404, "", ""),
         (_, Act::Redirect(to)) => {
             return plain(307, &format!("Location: {}\r\n", to.replace("{path}", path)), "");
         }
@@ -365,7 +423,10 @@ fn guarded(state: &State, port: u16, asked: &Asked) -> Option<Reply> {
             let known = credentials.as_ref().is_none_or(|known| shown == format!("Basic {}", base64(known)));
             let scoped = asked.path.contains("scope=repository%3A") && asked.path.contains("service=scripted");
             Some(match (known, scoped) {
-                (true, true) => plain(200, "", &format!("{{\"token\":\"{token}\"}}")),
+                (true, true) => {
+                    let padding = " ".repeat(state.padding);
+                    plain(200, "", &format!("{{\"token\":\"{token}\"{padding}}}"))
+                }
                 (false, _) => plain(401, "", ""),
                 (_, false) => plain(400, "", ""),
             })

@@ -19,7 +19,9 @@ use super::{
     ImageOptions, ImageStore,
     bundle::{Exporting, Pushing, Taken},
     progress::Reporter,
-    read_record, stale,
+    read_record,
+    registry::Known,
+    stale,
 };
 
 type Outcome = Option<Result<PushedBundle, ApiError>>;
@@ -37,6 +39,8 @@ struct Push {
 pub(super) struct Pushes {
     /// Held for map operations only, never across I/O.
     all: Mutex<HashMap<OperationId, Push>>,
+    /// Where registries have blobs that were sent there.
+    known: Known,
 }
 
 impl Pushes {
@@ -75,8 +79,8 @@ impl ImageStore {
     pub async fn push(self: &Arc<Self>, request: &PushBundleRequest) -> Result<PushStatus, ApiError> {
         let push = self.sending(request.fence, request.image, request.kernel.as_ref(), |given| {
             let Given { rootfs, image, kernel, dir, options, progress, cancel } = given;
-            let reference = request.reference.clone();
-            let pushing = Pushing { rootfs, image, kernel, dir, reference, options, progress, cancel };
+            let (reference, known) = (request.reference.clone(), self.pushes.known.clone());
+            let pushing = Pushing { rootfs, image, kernel, dir, reference, known, options, progress, cancel };
             async move { pushing.run().await }
         });
         let push = push.await?;

@@ -4,11 +4,19 @@ use std::time::{Duration, SystemTime};
 
 use contract::ApiError;
 use reqwest::{
-    StatusCode,
+    Response, StatusCode,
     header::{HeaderMap, RETRY_AFTER},
 };
+use serde::Deserialize;
 
+use super::body;
 use crate::files;
+
+/// How many bytes of a refusal are read, and for how long.
+const SAID_MAX: u64 = 16 << 10;
+const SAID_PATIENCE: Duration = Duration::from_secs(5);
+/// How many characters of it are shown.
+const SAID_SHOWN: usize = 200;
 
 /// What may help after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +71,36 @@ impl Failure {
             _ => Self::elsewhere(ApiError::failed_precondition(format!("{registry} answers {status} for {what}"))),
         }
     }
+
+    /// Of such an answer to a push, with what the registry says of it.
+    pub(super) async fn refused(registry: &str, what: &str, response: Response) -> Self {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let mut failure = match status.as_u16() {
+            404 | 410 => Self::elsewhere(ApiError::not_found(format!("{registry} has no place for {what}"))),
+            _ => Self::of(registry, what, status, &headers),
+        };
+        if let Some(said) = said(response).await {
+            failure.error.message += &format!(": {said}");
+        }
+        failure
+    }
+}
+
+/// What a registry says of a refusal (distribution-spec 1.1, "Error Codes"), as far as it is a short line of text.
+async fn said(response: Response) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<Said>,
+    }
+    #[derive(Deserialize)]
+    struct Said {
+        message: String,
+    }
+    let reading = body::bounded("", response, SAID_MAX);
+    let bytes = tokio::time::timeout(SAID_PATIENCE, reading).await.ok()?.ok()?;
+    let errors: Errors = serde_json::from_slice(&bytes).ok()?;
+    let message = &errors.errors.first()?.message;
+    Some(message.chars().filter(|char| !char.is_control()).take(SAID_SHOWN).collect())
 }
 
 /// Why a request failed, without where it was sent: where a registry sends on to may be an address that stands for a password, as those that

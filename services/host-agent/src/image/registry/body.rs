@@ -18,7 +18,7 @@ pub(super) async fn bounded(registry: &str, mut response: Response, limit: u64) 
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| Failure::broken(registry, &error))? {
         if (bytes.len() + chunk.len()) as u64 > limit {
-            let error = format!("{registry} answers with more than {limit} bytes, the most of a manifest");
+            let error = format!("{registry} answers with more than {limit} bytes, the most that is taken there");
             return Err(Failure::elsewhere(ApiError::invalid_argument(error)));
         }
         bytes.extend_from_slice(&chunk);

@@ -5,13 +5,13 @@ use std::{net::IpAddr, path::Path};
 use oci_client::secrets::RegistryAuth;
 
 /// Registries on this machine are spoken to over http, as docker does.
-pub(in crate::image) fn is_loopback(registry: &str) -> bool {
+pub(super) fn is_loopback(registry: &str) -> bool {
     let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host).trim_matches(['[', ']']);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// What docker's configuration holds for a registry, asking its credential helper where it names one; nobody's where it holds nothing. Blocking.
-pub(in crate::image) fn credentials(registry: &str, docker_config: Option<&Path>) -> RegistryAuth {
+pub(super) fn credentials(registry: &str, docker_config: Option<&Path>) -> RegistryAuth {
     let found = match docker_config {
         Some(dir) => match std::fs::File::open(dir.join("config.json")) {
             Ok(file) => docker_credential::get_credential_from_reader(file, registry),

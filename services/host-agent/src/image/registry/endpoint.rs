@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use contract::ApiError;
 use reqwest::{
-    Client, ClientBuilder, Response, StatusCode, Url,
+    Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE},
     redirect::Policy,
 };
@@ -12,7 +12,7 @@ use reqwest::{
 use super::{
     answer::Failure,
     body::{self, Body},
-    login::Login,
+    login::{Login, Purpose},
 };
 use crate::image::{ImageOptions, manifest::Descriptor};
 
@@ -47,9 +47,9 @@ pub(in crate::image) struct Opened {
     pub validator: Option<HeaderValue>,
 }
 
-/// The HTTP client of a pull. On a machine without CA certificates it takes no server's word over https, and says so in the log; plain
-/// registries need none.
-pub(super) fn client(stall: Duration) -> Result<Client, ApiError> {
+/// The HTTP client of a pull, which nothing keeps waiting longer than `stall`; of a push, which looks after itself, without. On a machine without
+/// CA certificates it takes no server's word over https, and says so in the log; plain registries need none.
+pub(super) fn client(stall: Option<Duration>) -> Result<Client, ApiError> {
     let built = builder(stall).build().or_else(|error| {
         tracing::warn!(%error, "no https registry can be verified here; install ca-certificates");
         builder(stall).tls_certs_only([]).build()
@@ -57,7 +57,7 @@ pub(super) fn client(stall: Duration) -> Result<Client, ApiError> {
     built.map_err(|error| ApiError::internal(format!("no HTTP client can be made: {}", crate::files::chain(&error))))
 }
 
-fn builder(stall: Duration) -> ClientBuilder {
+fn builder(stall: Option<Duration>) -> ClientBuilder {
     let redirects = Policy::custom(|attempt| {
         let downgraded =
             attempt.url().scheme() != "https" && attempt.previous().iter().any(|url| url.scheme() == "https");
@@ -69,8 +69,9 @@ fn builder(stall: Duration) -> ClientBuilder {
             attempt.follow()
         }
     });
-    let builder = Client::builder().connect_timeout(CONNECT).read_timeout(stall).redirect(redirects);
-    builder.user_agent(concat!("warren/", env!("CARGO_PKG_VERSION")))
+    let builder = Client::builder().connect_timeout(CONNECT).redirect(redirects);
+    let builder = builder.user_agent(concat!("warren/", env!("CARGO_PKG_VERSION")));
+    stall.into_iter().fold(builder, ClientBuilder::read_timeout)
 }
 
 impl Endpoint {
@@ -79,12 +80,13 @@ impl Endpoint {
         name: String,
         root: &Url,
         repository: &str,
+        purpose: Purpose,
         options: &ImageOptions,
     ) -> Result<Self, ApiError> {
         let base = root
             .join(&format!("v2/{repository}/"))
             .map_err(|error| ApiError::invalid_argument(format!("{name} has no repository {repository:?}: {error}")))?;
-        let login = Login::new(name.clone(), repository, options.docker_config.clone());
+        let login = Login::new(name.clone(), repository, purpose, options.docker_config.clone());
         Ok(Self { client, base, name, login, stall: options.limits.stall })
     }
 
@@ -161,7 +163,7 @@ impl Endpoint {
         }
     }
 
-    fn nonsense(&self, what: &str) -> Failure {
+    pub(super) fn nonsense(&self, what: &str) -> Failure {
         Failure::elsewhere(ApiError::failed_precondition(format!("{} answers with {what}", self.name)))
     }
 
@@ -181,34 +183,66 @@ impl Endpoint {
         }
     }
 
-    /// Asks, and once more when it had to be said who asks.
+    /// Asks for a path below the repository's.
     async fn get(&self, path: &str, headers: &HeaderMap) -> Result<Response, Failure> {
+        let url = self.url(path)?;
+        self.asked(|| self.client.get(url.clone()).headers(headers.clone())).await
+    }
+
+    /// The URL of a path below the repository's.
+    pub(super) fn url(&self, path: &str) -> Result<Url, Failure> {
+        self.base.join(path).map_err(|error| self.nonsense(&format!("no URL for {path}: {error}")))
+    }
+
+    /// Asks what a request says that is made anew each time it is sent, and waits for the answer as long as for any.
+    pub(super) async fn asked(&self, request: impl Fn() -> RequestBuilder) -> Result<Response, Failure> {
+        self.granted(|shown| self.send(request(), shown)).await
+    }
+
+    /// Sends a request with what was granted, and once more when it had to be said who asks.
+    pub(super) async fn granted<F: Future<Output = Result<Response, Failure>>>(
+        &self,
+        send: impl Fn(Option<HeaderValue>) -> F,
+    ) -> Result<Response, Failure> {
         let shown = self.login.header().await;
-        let response = self.send(path, headers, shown.as_ref()).await?;
+        let response = send(shown.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         let plain = self.base.scheme() == "http";
         match self.login.answer(&self.client, response.headers(), shown.as_ref(), plain).await? {
-            Some(granted) => self.send(path, headers, Some(&granted)).await,
+            Some(granted) => send(Some(granted)).await,
             None => Ok(response),
         }
     }
 
-    async fn send(
-        &self,
-        path: &str,
-        headers: &HeaderMap,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<Response, Failure> {
-        let url = self.base.join(path).map_err(|error| self.nonsense(&format!("no URL for {path}: {error}")))?;
-        let mut request = self.client.get(url).headers(headers.clone());
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
-        }
+    async fn send(&self, request: RequestBuilder, shown: Option<HeaderValue>) -> Result<Response, Failure> {
         // Headers may trickle in too.
-        let sent = tokio::time::timeout(self.stall + CONNECT, request.send()).await;
+        let sent = tokio::time::timeout(self.stall + CONNECT, authorized(request, shown).send()).await;
         let late = |_| Failure::again(ApiError::unavailable(format!("{} does not answer", self.name)));
         sent.map_err(late)?.map_err(|error| Failure::broken(&self.name, &error))
     }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How long it may say nothing.
+    pub(super) fn stall(&self) -> Duration {
+        self.stall
+    }
+
+    /// Lets what is granted reach another repository of the registry's too, for reading.
+    pub(super) fn reads_too(&mut self, repository: &str) {
+        self.login.reads_too(repository);
+    }
+}
+
+/// A request that shows what was granted.
+pub(super) fn authorized(request: RequestBuilder, shown: Option<HeaderValue>) -> RequestBuilder {
+    shown.into_iter().fold(request, |request, shown| request.header(AUTHORIZATION, shown))
 }

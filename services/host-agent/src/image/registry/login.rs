@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Who asks one endpoint for one repository's content.
 pub(super) struct Login {
     registry: String,
-    scope: String,
+    /// What a token is asked for.
+    scopes: Vec<String>,
     docker_config: Option<PathBuf>,
     /// Held while a grant is got, so that it is got once.
     state: Mutex<State>,
@@ -33,6 +34,13 @@ pub(super) struct Login {
 struct State {
     credentials: Option<RegistryAuth>,
     granted: Option<HeaderValue>,
+}
+
+/// What a login is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Pull,
+    Push,
 }
 
 /// What an endpoint wants to see.
@@ -49,8 +57,18 @@ struct Token {
 }
 
 impl Login {
-    pub(super) fn new(registry: String, repository: &str, docker_config: Option<PathBuf>) -> Self {
-        Self { registry, scope: format!("repository:{repository}:pull"), docker_config, state: Mutex::default() }
+    pub(super) fn new(registry: String, repository: &str, purpose: Purpose, docker_config: Option<PathBuf>) -> Self {
+        let actions = match purpose {
+            Purpose::Pull => "pull",
+            Purpose::Push => "pull,push",
+        };
+        let scopes = vec![format!("repository:{repository}:{actions}")];
+        Self { registry, scopes, docker_config, state: Mutex::default() }
+    }
+
+    /// Asks for reading another repository too, the next time that a token is asked for.
+    pub(super) fn reads_too(&mut self, repository: &str) {
+        self.scopes.push(format!("repository:{repository}:pull"));
     }
 
     /// What was granted until now.
@@ -116,7 +134,12 @@ impl Login {
         if url.scheme() != "https" && !plain {
             return Err(wrong("its token server is reached without encryption".to_owned()));
         }
-        let mut form = vec![("scope", self.scope.as_str())];
+        // A query names each scope by itself (Docker's token specification), a form all in one field (OAuth 2).
+        let mut form: Vec<_> = self.scopes.iter().map(|scope| ("scope", scope.as_str())).collect();
+        let joined = self.scopes.join(" ");
+        if matches!(credentials, RegistryAuth::Bearer(_)) {
+            form = vec![("scope", &joined)];
+        }
         form.extend(service.map(|service| ("service", service)));
         let request = match credentials {
             RegistryAuth::Bearer(identity) => {
@@ -129,7 +152,7 @@ impl Login {
         let asking = async {
             let response = request.send().await.map_err(|error| Failure::broken(&self.registry, &error))?;
             if !response.status().is_success() {
-                let what = "a token to pull with";
+                let what = "a token";
                 return Err(Failure::of(&self.registry, what, response.status(), response.headers()));
             }
             body::bounded(&self.registry, response, ANSWER_MAX).await

@@ -1,13 +1,15 @@
 //! A **registry** as a pull sees it: manifests and blobs, from its mirrors first and then from itself. Nothing is believed before its digest
-//! was checked; who gave what is not what its digest says is not asked for it again.
+//! was checked; who gave what is not what its digest says is not asked for it again. A push sees a [`Destination`].
 
 mod answer;
 mod body;
 mod credentials;
+mod destination;
 mod endpoint;
 mod login;
 mod mirrors;
 mod tour;
+mod upload;
 
 use std::{
     collections::HashSet,
@@ -20,17 +22,20 @@ use oci_client::Reference;
 use reqwest::{Url, header::HeaderValue};
 
 pub(super) use answer::Failure;
-pub(super) use credentials::{credentials, is_loopback};
+pub(super) use destination::{Destination, Known};
 pub(super) use endpoint::Opened;
 pub use mirrors::{Mirror, parse as parse_mirrors};
 pub(super) use tour::Tour;
+pub(super) use upload::Content;
 
 use super::{
     ImageOptions,
     manifest::Descriptor,
     source::{checked, mismatch},
 };
+use credentials::is_loopback;
 use endpoint::Endpoint;
+use login::Purpose;
 
 /// A repository of a registry, with the mirrors that may have it.
 pub(super) struct Registry {
@@ -41,26 +46,33 @@ pub(super) struct Registry {
     distrusted: Mutex<HashSet<(usize, String)>>,
 }
 
+/// A reference, and where its registry is.
+fn located(text: &str, options: &ImageOptions) -> Result<(Reference, Url), ApiError> {
+    let reference: Reference =
+        text.parse().map_err(|error| ApiError::invalid_argument(format!("{text:?} is no image reference: {error}")))?;
+    let registry = reference.resolve_registry();
+    let plain = is_loopback(registry) || options.insecure_registries.iter().any(|insecure| insecure == registry);
+    let scheme = if plain { "http" } else { "https" };
+    let root = format!("{scheme}://{registry}/")
+        .parse()
+        .map_err(|error| ApiError::invalid_argument(format!("{registry:?} is no registry: {error}")))?;
+    Ok((reference, root))
+}
+
 impl Registry {
     /// Of a reference such as `registry.example:5000/path/name:tag`.
     ///
     /// # Errors
     /// `invalid_argument` for what is no reference.
     pub(super) fn open(text: &str, options: &ImageOptions) -> Result<Self, ApiError> {
-        let reference: Reference = text
-            .parse()
-            .map_err(|error| ApiError::invalid_argument(format!("{text:?} is no image reference: {error}")))?;
+        let (reference, own) = located(text, options)?;
         let registry = reference.resolve_registry().to_owned();
-        let plain = is_loopback(&registry) || options.insecure_registries.contains(&registry);
-        let scheme = if plain { "http" } else { "https" };
-        let own: Url = format!("{scheme}://{registry}/")
-            .parse()
-            .map_err(|error| ApiError::invalid_argument(format!("{registry:?} is no registry: {error}")))?;
         let mirrors = options.mirrors.iter().filter(|mirror| mirror.is_of(&registry));
         let places = mirrors.map(|mirror| (mirror.name(), mirror.base())).chain([(registry.clone(), &own)]);
-        let client = endpoint::client(options.limits.stall)?;
+        let client = endpoint::client(Some(options.limits.stall))?;
+        let repository = reference.repository();
         let endpoints =
-            places.map(|(name, root)| Endpoint::new(client.clone(), name, root, reference.repository(), options));
+            places.map(|(name, root)| Endpoint::new(client.clone(), name, root, repository, Purpose::Pull, options));
         let endpoints = endpoints.collect::<Result<_, _>>()?;
         Ok(Self { reference, endpoints, distrusted: Mutex::default() })
     }

@@ -36,6 +36,11 @@ fn pauses() -> ExponentialBackoff {
 }
 
 impl Tour {
+    /// Of a single endpoint.
+    pub(super) fn of_one() -> Self {
+        Self { fit: vec![true], at: 0, pauses: pauses(), told: None }
+    }
+
     /// Of endpoints of which some are known not to help; none that is left is `None`.
     pub(super) fn new(fit: Vec<bool>) -> Option<Self> {
         let at = fit.iter().position(|fit| *fit)?;
