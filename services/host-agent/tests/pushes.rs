@@ -1,4 +1,4 @@
-//! Stories of pushes: a registry that breaks off, asks for patience, forgets, or has it already, and what is sent to it in all.
+//! Stories of pushes: a registry that breaks off, asks for patience, or has it already, and what is sent to it in all.
 
 use std::{path::Path, sync::Arc, time::Instant};
 
@@ -85,17 +85,6 @@ async fn a_push_that_breaks_goes_on_where_the_registry_is() {
     assert_eq!(ranges, [format!("{}-{last}", 1 << 20), format!("{}-{last}", 2 << 20)]);
     assert_pulls(dir.path(), &tag(&registry, "a/web"), &pushed).await;
     assert_eq!(testkit::lab::entries(&dir.path().join("state/staging")), Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_stalls_or_forgets_gets_the_blob_all_the_same() {
-    let dir = tempfile::tempdir().unwrap();
-    let (images, id) = host(dir.path(), 1).await;
-    let registry = Scripted::start().await;
-    registry.script("/uploads/1", [Act::Stall(1 << 20), Act::Forget]);
-    let pushed = push(&images, id, &tag(&registry, "a/web")).await.unwrap();
-    assert!(registry.asked().iter().any(|asked| asked.path.contains("/uploads/2?")), "a new upload was begun");
-    assert_pulls(dir.path(), &tag(&registry, "a/web"), &pushed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use runtime::config::{ConfigError, Reader};
 use store::StoreConfig;
 
-use crate::reconciler::Settings;
+use crate::{kinds::BUILD_STEPS, reconciler::Settings};
 
 /// What this process was told.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct Config {
     /// `WARREN_IMAGE_GC_AGE`: how long an image without a name stays, in seconds (a day); 0 for ever.
     /// `WARREN_IMAGE_GC_GRACE`: how long what hosts have of operations that the lab does not know stays, in seconds (six hours).
     pub gc: Settings,
+    /// `WARREN_IMAGE_BUILD_STEPS`: how many steps of builds, each with a VM, this process works on at once (32).
+    pub build_steps: usize,
 }
 
 impl Config {
@@ -43,6 +45,10 @@ impl Config {
             age: unless_zero(seconds("WARREN_IMAGE_GC_AGE", usual.age.unwrap_or_default())),
             grace: seconds("WARREN_IMAGE_GC_GRACE", usual.grace),
         };
+        let build_steps = reader.or("WARREN_IMAGE_BUILD_STEPS", BUILD_STEPS);
+        if build_steps == 0 {
+            reader.problem("WARREN_IMAGE_BUILD_STEPS: 0 is too few, no build would ever begin; 1 is the least");
+        }
         reader.finish(|| {
             Some(Self {
                 nats_url: nats_url?,
@@ -50,6 +56,7 @@ impl Config {
                 database_url: database_url?,
                 pool: StoreConfig::default(),
                 gc,
+                build_steps,
             })
         })
     }

@@ -48,7 +48,8 @@ impl Server {
         // Half of the pool stays for everything that is over in a moment.
         let publications = config.pool.max_connections / 2;
         let worker = worker();
-        let engine = kinds::register(Engine::builder(store.clone(), bus.clone(), worker.clone()), publications).start();
+        let engine = Engine::builder(store.clone(), bus.clone(), worker.clone());
+        let engine = kinds::register(engine, publications, config.build_steps).start();
         let reconciler = Reconciler {
             store: store.clone(),
             bus: bus.clone(),

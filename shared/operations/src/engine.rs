@@ -40,6 +40,8 @@ pub struct EngineBuilder {
     worker: String,
     runners: HashMap<&'static str, Arc<dyn Runner>>,
     concurrency: usize,
+    /// Kinds with room of their own, and how much.
+    apart: HashMap<&'static str, usize>,
     keep: Duration,
 }
 
@@ -55,7 +57,7 @@ struct Shared {
     bus: Bus,
     worker: String,
     runners: HashMap<&'static str, Arc<dyn Runner>>,
-    pools: [Pool; 2],
+    pools: Vec<Pool>,
     wake: Notify,
     /// Operations in hand and how to cancel them. Held for a map operation only.
     running: Mutex<HashMap<OperationId, CancellationToken>>,
@@ -63,10 +65,17 @@ struct Shared {
 }
 
 /// Kinds that share their room. Those that coordinate others have a pool of their own, so that waiting for an operation never takes
-/// the room it needs.
+/// the room it needs; so has each kind that takes hours, as those that take seconds would wait for it.
 struct Pool {
     kinds: Vec<String>,
     permits: Arc<Semaphore>,
+}
+
+impl Pool {
+    fn new(kinds: impl IntoIterator<Item = &'static str>, operations: usize) -> Self {
+        let kinds = kinds.into_iter().map(str::to_owned).collect();
+        Self { kinds, permits: Arc::new(Semaphore::new(operations)) }
+    }
 }
 
 /// Accepts operations and waits for them; clones are cheap.
@@ -84,6 +93,7 @@ impl Engine {
             worker: worker.into(),
             runners: HashMap::new(),
             concurrency: CONCURRENCY,
+            apart: HashMap::new(),
             keep: KEEP,
         }
     }
@@ -112,6 +122,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Adds a kind with room of its own: so many of it are worked on at once (at least 1), and they take no other kind's room.
+    #[must_use]
+    pub fn kind_apart<K: Kind>(mut self, kind: K, operations: usize) -> Self {
+        self.apart.insert(K::NAME, operations.max(1));
+        self.kind(kind)
+    }
+
     /// How many operations to work on at once (at least 1), and as many that coordinate others.
     #[must_use]
     pub fn concurrency(mut self, operations: usize) -> Self {
@@ -128,13 +145,15 @@ impl EngineBuilder {
 
     /// Starts claiming, relaying and purging.
     pub fn start(self) -> Engine {
-        let pool = |coordinates: bool| {
+        let shared_by = |coordinates: bool| {
             let runners = self.runners.values().filter(|runner| runner.coordinates() == coordinates);
-            let kinds = runners.map(|runner| runner.name().to_owned()).collect();
-            Pool { kinds, permits: Arc::new(Semaphore::new(self.concurrency)) }
+            let kinds = runners.map(|runner| runner.name()).filter(|name| !self.apart.contains_key(name));
+            Pool::new(kinds, self.concurrency)
         };
+        let apart = self.apart.iter().map(|(kind, operations)| Pool::new([*kind], *operations));
+        let pools = [shared_by(false), shared_by(true)].into_iter().chain(apart).collect();
         let shared = Arc::new(Shared {
-            pools: [pool(false), pool(true)],
+            pools,
             store: self.store,
             bus: self.bus,
             worker: self.worker,

@@ -305,3 +305,64 @@ async fn what_waits_for_operations_leaves_them_their_room_and_a_held_one_its_pla
     assert!(stage.get(child.id).await.finished_at <= stage.get(behind.id).await.started_at);
     engine.shutdown(Duration::from_secs(5)).await;
 }
+
+/// Takes as long as the operation its request names, and has room of its own.
+struct Slow;
+
+impl Kind for Slow {
+    const NAME: &'static str = "test.slow";
+    type Request = OperationId;
+    type Journal = ();
+
+    fn steps(&self) -> Vec<Box<dyn Step<Self>>> {
+        vec![Box::new(Waits)]
+    }
+
+    fn result(&self, gate: &OperationId, (): &()) -> serde_json::Value {
+        json!(gate)
+    }
+}
+
+#[async_trait]
+impl Step<Slow> for Waits {
+    fn name(&self) -> &'static str {
+        "waits"
+    }
+
+    async fn run(&self, cx: &Context, _: &Slow, gate: &OperationId, (): &mut ()) -> Result<(), StepError> {
+        Step::<Parent>::run(self, cx, &Parent, gate, &mut ()).await
+    }
+}
+
+#[tokio::test]
+async fn a_kind_that_takes_long_has_room_of_its_own_and_no_more() {
+    let stage = Stage::start().await;
+    let world = World::default();
+    let engine = Engine::builder(stage.store.clone(), stage.bus.clone(), "only").concurrency(1);
+    let engine = engine.kind(common::Story(world.clone())).kind_apart(Slow, 2).start();
+    let gate = new("vm:gate");
+    let mut client = stage.store.client().await.unwrap();
+    let txn = client.transaction().await.unwrap();
+    operations::submit_held(&txn, &gate).await.unwrap();
+    txn.commit().await.unwrap();
+    let slow: Vec<_> = (0..4)
+        .map(|n| NewOperation { kind: Slow::NAME, request: json!(gate.id), ..new(&format!("slow:{n}")) })
+        .collect();
+    for operation in &slow {
+        stage.submit_new(operation).await;
+    }
+    for operation in &slow[..2] {
+        stage.until(operation.id, "a slow one at work", |now| now.state == OperationState::Running).await;
+    }
+    // However many of them wait, the others have their room.
+    assert_succeeded(&stage.ended(stage.submit("vm:other").await).await);
+    for operation in &slow[2..] {
+        assert_eq!(stage.get(operation.id).await.state, OperationState::Queued);
+    }
+    operations::release(&client, gate.id, Duration::from_secs(60)).await.unwrap();
+    stage.bus.notify(contract::subject::wake(gate.kind)).await;
+    for operation in &slow {
+        assert_eq!(stage.ended(operation.id).await.state, OperationState::Succeeded);
+    }
+    engine.shutdown(Duration::from_secs(5)).await;
+}

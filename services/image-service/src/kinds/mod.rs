@@ -39,12 +39,15 @@ pub use publish::{Made, Makes, Naming, Publish, Turns, host_of};
 pub use pull::{Pull, PullOrder};
 pub use push::{Push, PushOrder};
 
-/// Adds all kinds to an engine; at most `publications` keep a database connection while they wait.
-pub fn register(engine: EngineBuilder, publications: usize) -> EngineBuilder {
+/// How many steps of builds one process works on at once when nothing else is said: each holds a VM, for as long as its script runs.
+pub const BUILD_STEPS: usize = 32;
+
+/// Adds all kinds to an engine; at most `publications` keep a database connection while they wait, and `build_steps` have VMs.
+pub fn register(engine: EngineBuilder, publications: usize, build_steps: usize) -> EngineBuilder {
     let turns = Arc::new(Turns::new(publications));
     let promote = Promote::new(turns.clone());
     let (build, step) = (Build::new(turns.clone()), BuildStep::new(turns.clone()));
-    let engine = engine.kind(build).kind(step);
+    let engine = engine.kind(build).kind_apart(step, build_steps);
     let engine = engine
         .kind(Import::new(turns.clone()))
         .kind(KernelPlace::new(turns.clone()))

@@ -61,7 +61,8 @@ impl Lab {
         let nats = Nats::start().await;
         let pool = store::StoreConfig::default();
         let gc = Settings { every: None, ..Settings::default() };
-        let config = Config { nats_url: nats.url(), nats_credentials: None, database_url, pool, gc };
+        let (nats_url, build_steps) = (nats.url(), 4);
+        let config = Config { nats_url, nats_credentials: None, database_url, pool, gc, build_steps };
         let store = store::Store::connect(&config.database_url, config.pool).await.unwrap();
         store.migrate().await.unwrap();
         let bus = Bus::connect(&BusConfig::new(nats.url(), "test")).await.unwrap();

@@ -45,11 +45,11 @@ pub(super) fn reply(state: &mut State, port: u16, asked: &Asked, whole: bool) ->
 fn begin(state: &mut State, repository: &str, query: &str, at: &str) -> Reply {
     let parameter = |name: &str| query.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
     let unescaped = |text: &str| text.replace("%3A", ":").replace("%2F", "/");
-    if let (Some(digest), Some(from)) = (parameter("mount").map(unescaped), parameter("from").map(unescaped)) {
-        if state.uploads.pushed.contains(&(from, digest.clone())) {
-            state.uploads.pushed.push((repository.to_owned(), digest.clone()));
-            return plain(201, &format!("Location: /v2/{repository}/blobs/{digest}\r\n"), "");
-        }
+    if let (Some(digest), Some(from)) = (parameter("mount").map(unescaped), parameter("from").map(unescaped))
+        && state.uploads.pushed.contains(&(from, digest.clone()))
+    {
+        state.uploads.pushed.push((repository.to_owned(), digest.clone()));
+        return plain(201, &format!("Location: /v2/{repository}/blobs/{digest}\r\n"), "");
     }
     state.uploads.begun += 1;
     let id = state.uploads.begun;
