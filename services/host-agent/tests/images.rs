@@ -187,3 +187,31 @@ async fn unpacking_is_told_in_packed_bytes_of_all_layers() {
     assert!(told.iter().all(|(done, total)| *total == packed && done <= total), "{packed}: {told:?}");
     assert!(told.is_sorted() && told.iter().any(|(done, _)| (1..packed).contains(done)), "{packed}: {told:?}");
 }
+
+/// Disks of VMs that nobody may ask for.
+struct Untouched;
+
+#[async_trait::async_trait]
+impl host_agent::image::Disks for Untouched {
+    async fn copy(
+        &self,
+        vm: contract::VmId,
+        copying: host_agent::image::Copying,
+    ) -> Result<host_agent::image::Copied, contract::ApiError> {
+        panic!("the disk of {vm} was copied to {}", copying.into.display());
+    }
+}
+
+#[tokio::test]
+async fn a_promotion_is_refused_while_the_disk_is_over_its_mark() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = ImageStore::open(dir.path(), ImageOptions { high_water: 0, ..ImageOptions::default() }).unwrap();
+    let disks: Arc<dyn host_agent::image::Disks> = Arc::new(Untouched);
+    images.attach(Arc::downgrade(&disks));
+    let source = contract::agent::StageSource::Vm { vm: contract::VmId::new(), ssh_keys: vec![], keep_identity: false };
+    let status = images.stage(&StageRequest { fence: fence(), source, wait_ms: 30_000 }).await.unwrap();
+    let StageStatus::Failed { error } = status else { panic!("{status:?}") };
+    assert_eq!(error.code, ErrorCode::ResourceExhausted, "{error}");
+    assert!(error.message.contains("WARREN_DISK_HIGH_WATER") && error.hint.is_some(), "{error:?}");
+    assert_eq!(stagings(dir.path()), Vec::<String>::new());
+}

@@ -88,6 +88,17 @@ async fn a_push_that_breaks_goes_on_where_the_registry_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_stalls_or_forgets_gets_the_blob_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (images, id) = host(dir.path(), 1).await;
+    let registry = Scripted::start().await;
+    registry.script("/uploads/1", [Act::Stall(1 << 20), Act::Forget]);
+    let pushed = push(&images, id, &tag(&registry, "a/web")).await.unwrap();
+    assert!(registry.asked().iter().any(|asked| asked.path.contains("/uploads/2?")), "a new upload was begun");
+    assert_pulls(dir.path(), &tag(&registry, "a/web"), &pushed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_says_when_to_come_back_and_what_it_does_not_take() {
     let dir = tempfile::tempdir().unwrap();
     let (images, id) = host(dir.path(), 5).await;

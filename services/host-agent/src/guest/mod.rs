@@ -3,6 +3,8 @@
 mod channel;
 mod handshake;
 mod lane;
+#[cfg(test)]
+pub(crate) mod older;
 
 use std::{io, path::PathBuf, time::Duration};
 

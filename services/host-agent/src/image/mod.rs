@@ -342,8 +342,13 @@ impl ImageStore {
         staged.or_else(published).map(|record| record.image)
     }
 
-    /// What `doctor` says of the room images take. Blocking.
-    pub fn doctor(&self) -> Check {
+    /// What `doctor` says of images: their room, and the programs they need. Blocking.
+    pub fn doctor(&self) -> Vec<Check> {
+        let tools = tool::checks(self.options.docker_config.as_deref());
+        std::iter::once(self.room()).chain(tools).collect()
+    }
+
+    fn room(&self) -> Check {
         const NAME: &str = "images";
         let usage = match self.cache.usage() {
             Ok(usage) => usage,

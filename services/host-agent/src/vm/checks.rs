@@ -18,7 +18,7 @@ pub(super) fn all(deps: &Deps) -> Vec<Check> {
     checks.push(kernel());
     checks.push(cgroups(deps.cgroups.as_ref()));
     checks.push(space(&deps.state_dir));
-    checks.push(deps.images.doctor());
+    checks.extend(deps.images.doctor());
     checks.push(handles(deps));
     checks.push(Check::pass("disks", format!("root disks are made by {}", deps.disks.as_str())));
     checks.extend(deps.kernels.checks());

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use contract::{ApiError, ErrorCode, VmId};
+use contract::{ApiError, ErrorCode, VmId, VmName};
 
 use super::{
     Command, Vms,
@@ -33,10 +33,7 @@ impl Owner {
         let gone = || ApiError::not_found(format!("no VM {} on this host", self.vm));
         let Some(handles) = self.handles.clone() else { return Err(gone()) };
         let name = handles.spec.name.clone();
-        let refuse = |what: &str| {
-            ApiError::failed_precondition(format!("the VM {name} {what}"))
-                .hint(format!("stop it first: `warren vm stop {name}`"))
-        };
+        let refuse = |what: &str| refused(&name, what);
         if !handles.provisioned {
             return Err(ApiError::failed_precondition(format!("the VM {name} is not made yet")));
         }
@@ -48,9 +45,7 @@ impl Owner {
             Some(vmm) if vmm.guest.is_some() => {}
             _ => return Err(refuse("is not ready yet")),
         }
-        let frozen = running.guest.freeze(FROZEN_S).await.map_err(|error| {
-            refuse(&format!("cannot be copied while it runs, its guest does not freeze its disk: {}", error.message))
-        })?;
+        let frozen = running.guest.freeze(FROZEN_S).await.map_err(|error| unfrozen(&name, error))?;
         runtime::fault::point("agent/vm.copy/frozen");
         let copied = self.copy_still(handles, copying, Some(Instant::now() + COPY)).await;
         let thawed = frozen.thaw().await;
@@ -91,6 +86,25 @@ impl Owner {
     }
 }
 
+/// That a VM cannot be copied now, but could be if it were stopped.
+fn refused(name: &VmName, what: &str) -> ApiError {
+    ApiError::failed_precondition(format!("the VM {name} {what}"))
+        .hint(format!("stop it first: `warren vm stop {name}`"))
+}
+
+/// That its guest did not freeze.
+fn unfrozen(name: &VmName, error: ApiError) -> ApiError {
+    let why = error.message;
+    let refused = refused(name, &format!("cannot be copied while it runs, its guest does not freeze its disk: {why}"));
+    match (error.code, error.hint) {
+        // An older guest's: a restart helps too, and says how.
+        (ErrorCode::InvalidArgument, Some(hint)) => {
+            refused.hint(format!("stop it first (`warren vm stop {name}`), or: {hint}"))
+        }
+        _ => refused,
+    }
+}
+
 /// Refuses what cannot fit: the copy and, of an overlay, its flat form with what it has of the image.
 fn room(disk: &Path, backing: Option<&Path>, copying: &Copying) -> Result<(), ApiError> {
     let allocated = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.blocks() * 512);
@@ -118,5 +132,22 @@ impl Disks for Vms {
         // A copy makes no VM known.
         self.known(vm).ok_or_else(|| ApiError::not_found(format!("no VM {vm} on this host")))?;
         Ok(self.send(vm, |answer| Command::Copy(copying.clone(), answer)).await?.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guest_that_knows_no_freeze_is_refused_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = crate::guest::older::guest(dir.path());
+        let error = unfrozen(&"web".parse().unwrap(), guest.freeze(FROZEN_S).await.unwrap_err());
+        assert_eq!(error.code, ErrorCode::FailedPrecondition, "{error:?}");
+        assert!(error.message.contains("the VM web cannot be copied while it runs"), "{error:?}");
+        assert!(error.message.contains("does not understand the request"), "{error:?}");
+        let hint = error.hint.unwrap();
+        assert!(hint.contains("`warren vm stop web`") && hint.contains("`warren vm restart`"), "{hint}");
     }
 }

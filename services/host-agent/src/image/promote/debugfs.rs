@@ -42,10 +42,15 @@ impl Inside<'_> {
     /// The entries of a directory with [`plain`] names, whatever links lead there; none where there is no directory.
     ///
     /// # Errors
-    /// The tool cannot be run.
+    /// The tool cannot be run; `failed_precondition` where there are too many.
     pub(super) fn list(&self, dir: &str) -> Result<Vec<Entry>, ApiError> {
         // The dot, so that a link at the end is followed too.
         let said = self.0.run(PROGRAM, &["-R", &format!("ls -p {dir}/.")], &[], b"", &[])?;
+        if said.cut {
+            // What was not seen may be what is to be taken out.
+            let message = format!("the VM's disk has more entries in {dir}/ than can be looked at");
+            return Err(ApiError::failed_precondition(message).hint("take away those that are not needed there"));
+        }
         Ok(said.output.split(|byte| *byte == b'\n').filter_map(entry).collect())
     }
 

@@ -176,6 +176,19 @@ fn links_and_names_that_a_guest_chose_lead_nowhere() {
 }
 
 #[test]
+fn nothing_hides_behind_more_names_than_are_looked_at() {
+    let (dir, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    lived(root.path());
+    for n in 0..24_000 {
+        fs::write(root.path().join(format!("etc/ssh/{n:0>200}")), "").unwrap();
+    }
+    let path = filesystem(dir.path(), root.path());
+    let refused = work_on(&path, &order(&[], false)).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::FailedPrecondition, "{refused:?}");
+    assert!(refused.message.contains("/etc/ssh/") && refused.hint.is_some(), "{refused:?}");
+}
+
+#[test]
 fn what_is_no_filesystem_or_no_root_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fs");

@@ -2,6 +2,7 @@
 //! file, without a network, within limits of time and memory, and ended when its staging is.
 
 mod alone;
+mod programs;
 mod stream;
 
 use std::{
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::storage_error;
 
+pub(super) use programs::checks;
 pub(super) use stream::Stream;
 
 /// Where the user ids of tools begin: above those of VMMs ([`crate::vmm::jail`]), in the range systemd's UIDS-GIDS.md leaves to nobody.
@@ -69,6 +71,8 @@ pub(super) struct Patient<'a> {
 pub(super) struct Said {
     pub status: ExitStatus,
     pub output: Vec<u8>,
+    /// Whether it said more than is kept.
+    pub cut: bool,
 }
 
 impl Said {
@@ -187,8 +191,8 @@ impl<'a> Patient<'a> {
         let mut child = spawned.map_err(|error| not_run(program, &error))?;
         let reader = std::thread::spawn(move || bounded(&mut output));
         let status = wait(program, &mut child, || self.cancel.is_cancelled());
-        let output = reader.join().unwrap_or_default();
-        Ok(Said { status: status?, output })
+        let (output, cut) = reader.join().unwrap_or_default();
+        Ok(Said { status: status?, output, cut })
     }
 
     fn confine(&self, command: &mut Command, given: &[Given]) {
@@ -230,14 +234,8 @@ pub(in crate::image) fn not_run(program: &str, error: &io::Error) -> ApiError {
     if error.kind() != io::ErrorKind::NotFound {
         return ApiError::internal(format!("{program} cannot be run: {error}"));
     }
-    let package = match program {
-        "sqfs2tar" => "squashfs-tools-ng",
-        "fsck.erofs" => "erofs-utils",
-        "tar" => "tar",
-        _ => "e2fsprogs",
-    };
     ApiError::failed_precondition(format!("the host lacks {program}"))
-        .hint(format!("install it: apt-get install {package}"))
+        .hint(format!("install it: apt-get install {}", programs::package(program)))
 }
 
 /// Waits for a tool's end, which comes when it is told to `stop` or its time is over.
@@ -309,13 +307,18 @@ pub(in crate::image) fn end_with(parent: Pid) -> io::Result<()> {
     if getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
 }
 
-fn bounded(from: &mut impl Read) -> Vec<u8> {
+/// What is kept of it, and whether that is not all.
+fn bounded(from: &mut impl Read) -> (Vec<u8>, bool) {
     let mut kept = Vec::new();
     let read = from.take(OUTPUT as u64).read_to_end(&mut kept).and_then(|_| io::copy(from, &mut io::sink()));
-    if let Err(error) = read {
-        tracing::debug!(%error, "what a tool said was cut off");
-    }
-    kept
+    let cut = read.map_or_else(
+        |error| {
+            tracing::debug!(%error, "what a tool said was cut off");
+            true
+        },
+        |dropped| dropped > 0,
+    );
+    (kept, cut)
 }
 
 #[cfg(test)]
@@ -381,7 +384,7 @@ mod tests {
         let (dir, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         patient(dir.path(), &cancel, |patient| {
             let said = patient.run("sh", &["-c", "head -c 9000000 /dev/zero"], &[], b"", &[]).unwrap();
-            assert_eq!((said.code(), said.output.len()), (Some(0), OUTPUT));
+            assert_eq!((said.code(), said.output.len(), said.cut), (Some(0), OUTPUT, true));
             let missing = patient.run("warren-no-such-tool", &[], &[], b"", &[]).unwrap_err();
             assert!(missing.message.contains("warren-no-such-tool"), "{missing:?}");
             let missing = not_run("sqfs2tar", &io::ErrorKind::NotFound.into());
