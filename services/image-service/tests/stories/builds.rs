@@ -256,6 +256,48 @@ async fn a_build_cancelled_while_its_vm_is_made_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_build_cancelled_while_it_asks_for_its_vm_calls_that_off_too() {
+    let builder = Builder::start().await;
+    builder.vms.hold_creates();
+    builder.vms.delay_a_create(std::time::Duration::from_secs(4));
+    let request = json!({ "name": "web", "base": "debian", "steps": [{ "script": "say x" }] });
+    let id = builder.ask(request).await.unwrap().id;
+    wait_until("the request", BOUND, async || (builder.vms.asked().0 > 0).then_some(())).await;
+    builder.lab.call::<Cancel>(json!({ "id": id }), None).await.unwrap();
+    assert_eq!(builder.lab.ended(id).await.state, OperationState::Cancelled);
+    // The first request comes after all, and finds what was called off.
+    wait_until("both requests", BOUND, async || (builder.vms.asked().1 == 2).then_some(())).await;
+    let create = "select count(*) from operations.operation where kind = 'vm.create' and state = 'cancelled'";
+    assert_eq!(count(&builder.lab.sql().await, create).await, 1);
+    builder.assert_only(1).await;
+}
+
+#[tokio::test]
+async fn builds_leave_pulls_their_room() {
+    let builder = Builder::start().await;
+    // More steps than this service works on at once, each of which waits.
+    let builds: Vec<_> = (0..6)
+        .map(
+            |n| json!({ "name": format!("b{n}"), "base": "debian", "steps": [{ "script": format!("say {n}\nwait") }] }),
+        )
+        .collect();
+    let mut ids = Vec::new();
+    for request in builds {
+        ids.push(builder.ask(request).await.unwrap().id);
+    }
+    wait_until("as many as may", BOUND, async || (builder.vms.started().len() == 4).then_some(())).await;
+    builder.lab.pull(&registry("other"), "other").await.unwrap();
+    assert_eq!(builder.vms.started().len(), 4);
+    let waiting = "select count(*) from operations.operation where kind = 'image.build_step' and state = 'queued'";
+    assert_eq!(count(&builder.lab.sql().await, waiting).await, 2);
+    builder.vms.release();
+    for id in ids {
+        assert_eq!(builder.lab.ended(id).await.state, OperationState::Succeeded);
+    }
+    assert_eq!(builder.vms.names(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_taken_name_is_seen_before_a_vm_is_made_and_moved_when_asked() {
     let builder = Builder::start().await;
     let web = image_of(&builder.lab.pull(&registry("web"), "web").await.unwrap());

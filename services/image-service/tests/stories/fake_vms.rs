@@ -59,6 +59,10 @@ struct State {
     files: Vec<BTreeMap<String, Vec<u8>>>,
     released: bool,
     creates_held: bool,
+    /// How long the next request for a VM is on its way.
+    late: Option<Duration>,
+    /// Requests for VMs that came, and that were looked at.
+    asked: (usize, usize),
     /// The host of the VMs answers nobody.
     silent: bool,
 }
@@ -140,6 +144,16 @@ impl FakeVms {
         self.change(|state| state.creates_held = true);
     }
 
+    /// The next request for a VM is on its way for so long.
+    pub fn delay_a_create(&self, time: Duration) {
+        self.change(|state| state.late = Some(time));
+    }
+
+    /// Requests for VMs that came, and that were looked at.
+    pub fn asked(&self) -> (usize, usize) {
+        self.change(|state| state.asked)
+    }
+
     /// From now on their host answers nobody, or does again.
     pub fn set_silent(&self, silent: bool) {
         self.change(|state| state.silent = silent);
@@ -200,6 +214,17 @@ impl Inner {
     }
 
     async fn create(&self, key: Option<String>, request: CreateRequest) -> Result<Operation, ApiError> {
+        let late = self.change(|state| {
+            state.asked.0 += 1;
+            state.late.take()
+        });
+        tokio::time::sleep(late.unwrap_or_default()).await;
+        let created = self.created(key, request).await;
+        self.change(|state| state.asked.1 += 1);
+        Ok(created)
+    }
+
+    async fn created(&self, key: Option<String>, request: CreateRequest) -> Operation {
         let (id, held) = (VmId::new(), self.state.lock().unwrap().creates_held);
         let (operation, new) = self.operation("vm.create", key, id, &request.name, held).await;
         if new {
@@ -212,7 +237,7 @@ impl Inner {
                 }
             });
         }
-        Ok(operation)
+        operation
     }
 
     fn find(&self, vm: &str) -> Result<(VmId, FakeVm), ApiError> {

@@ -169,8 +169,11 @@ impl Step<BuildStep> for Create {
         Ok(())
     }
 
-    async fn undo(&self, cx: &Context, _: &BuildStep, _: &StepOrder, _: &Journal) -> Result<(), StepError> {
-        vm::undo(cx).await
+    async fn undo(&self, cx: &Context, _: &BuildStep, order: &StepOrder, journal: &Journal) -> Result<(), StepError> {
+        match &journal.known {
+            Some(_) => Ok(()),
+            None => vm::undo(cx, order).await,
+        }
     }
 }
 

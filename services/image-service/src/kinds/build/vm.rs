@@ -112,12 +112,27 @@ pub async fn delete(cx: &Context, id: VmId) -> Result<(), StepError> {
 ///
 /// # Errors
 /// It cannot be deleted now.
-pub async fn undo(cx: &Context) -> Result<(), StepError> {
+pub async fn undo(cx: &Context, order: &StepOrder) -> Result<(), StepError> {
     let client = cx.store().client().await?;
     let create = child_find(&client, "vm.create", &key(cx, "create")).await?;
     drop(client);
-    // What is on its way to vm-lifecycle still, its time to live ends.
-    let Some(create) = create else { return Ok(()) };
+    let create = match create {
+        Some(create) => create,
+        // It may be on its way to vm-lifecycle still. Asked for once more under its key it is the same operation, whichever comes first,
+        // and one that is there can be called off.
+        None => {
+            let request = request(cx.operation(), order)?;
+            match cx.bus().call_with::<vm::Create>(&request, options(cx, "create")).await {
+                Ok(operation) => operation.id,
+                Err(error) if error.retryable => return Err(StepError::retry(error)),
+                // Refused, and so is the other.
+                Err(error) => {
+                    tracing::debug!(%error, "the VM of a build was never to be");
+                    return Ok(());
+                }
+            }
+        }
+    };
     let give_up = Instant::now() + UNDO_WAIT;
     let mut operation = operations::get(cx.store(), create).await?;
     while !operation.state.is_final() {
