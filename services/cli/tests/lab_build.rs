@@ -174,3 +174,36 @@ async fn a_build_goes_on_when_the_service_and_the_host_agent_die_under_its_scrip
     lab.must(&["vm", "rm", "one"]).await;
     nothing_left(&lab).await;
 }
+
+/// A printed line without what differs from run to run.
+fn alike(line: &str) -> String {
+    let word = |word: &str| match word.split_once(['-', ':']) {
+        Some(("sha256", rest)) => format!("sha256:…{}", rest.trim_matches(|c: char| c.is_ascii_hexdigit() || c == '…')),
+        Some(("build", rest)) => format!("build-…{}", rest.trim_matches(|c: char| c.is_ascii_hexdigit() || c == '…')),
+        _ => word.to_owned(),
+    };
+    let line = line.split_once("BusyBox v").map_or(line, |(before, _)| before);
+    line.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_readme_shows_of_a_build_is_what_it_prints() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
+    let (_, shown) = readme.split_once("$ cat setup.sh\n").unwrap();
+    let (text, shown) = shown.split_once("$ warren image build web --from bb").unwrap();
+    let shown: Vec<_> = shown.split("\n```").next().unwrap().lines().skip(1).map(str::to_owned).collect();
+    let Some(lab) = lab_or_skip(LabOptions::default()).await else { return };
+    pulled(&lab).await;
+    let page = script(&lab.scratch(), "index.html", "<p>hello</p>\n");
+    let setup = script(&lab.scratch(), "setup.sh", text);
+    let file = format!("{page}:index.html");
+    let printed = lab.must(&build("web", &["--file", &file, "--script", &setup])).await;
+    println!("{printed}");
+    let alike = |lines: &[String]| lines.iter().map(|line| alike(line)).collect::<Vec<_>>();
+    let printed: Vec<_> = printed.lines().map(str::to_owned).collect();
+    assert_eq!(alike(&printed), alike(&shown));
+    for image in ["web", "bb"] {
+        lab.must(&["image", "rm", image]).await;
+    }
+    nothing_left(&lab).await;
+}
