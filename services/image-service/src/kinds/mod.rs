@@ -42,6 +42,10 @@ pub use push::{Push, PushOrder};
 /// How many steps of builds one process works on at once when nothing else is said: each holds a VM, for as long as its script runs.
 pub const BUILD_STEPS: usize = 32;
 
+/// How many pushes, and how many exports, one process works on at once: each takes as long as its reader likes, and may wait for a kernel
+/// that another operation brings.
+const SENDINGS: usize = 32;
+
 /// Adds all kinds to an engine; at most `publications` keep a database connection while they wait, and `build_steps` have VMs.
 pub fn register(engine: EngineBuilder, publications: usize, build_steps: usize) -> EngineBuilder {
     let turns = Arc::new(Turns::new(publications));
@@ -55,7 +59,7 @@ pub fn register(engine: EngineBuilder, publications: usize, build_steps: usize) 
         .kind(KernelCollect);
     let (register, import) = (Register::new(turns.clone()), FromArchive::new(turns.clone()));
     let engine = engine.kind(Pull::new(turns)).kind(promote).kind(register).kind(import);
-    engine.kind(Delete).kind(Collect).kind(Push).kind(Export).kind(Tag).kind(Rename)
+    engine.kind(Delete).kind(Collect).kind_apart(Push, SENDINGS).kind_apart(Export, SENDINGS).kind(Tag).kind(Rename)
 }
 
 /// What operations on this image exclude each other by.
