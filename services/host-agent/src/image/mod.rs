@@ -342,10 +342,10 @@ impl ImageStore {
         staged.or_else(published).map(|record| record.image)
     }
 
-    /// What `doctor` says of images: their room, and the programs they need. Blocking.
+    /// What `doctor` says of images: their room, the programs they need, and whether registries can be asked. Blocking.
     pub fn doctor(&self) -> Vec<Check> {
         let tools = tool::checks(self.options.docker_config.as_deref());
-        std::iter::once(self.room()).chain(tools).collect()
+        std::iter::once(self.room()).chain(tools).chain(registry::no_certificates()).collect()
     }
 
     fn room(&self) -> Check {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use contract::ApiError;
+use contract::{ApiError, doctor::Check};
 use reqwest::{
     Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE},
@@ -55,6 +55,13 @@ pub(super) fn client(stall: Option<Duration>) -> Result<Client, ApiError> {
         builder(stall).tls_certs_only([]).build()
     });
     built.map_err(|error| ApiError::internal(format!("no HTTP client can be made: {}", crate::files::chain(&error))))
+}
+
+/// What `doctor` says where no server's word can be taken over https.
+pub(in crate::image) fn no_certificates() -> Option<Check> {
+    let error = builder(None).build().err()?;
+    let detail = format!("no registry can be asked over https: {}", crate::files::chain(&error));
+    Some(Check::warn("registries", detail).mend("apt-get install ca-certificates, then restart the host-agent"))
 }
 
 fn builder(stall: Option<Duration>) -> ClientBuilder {

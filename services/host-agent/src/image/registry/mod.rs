@@ -23,7 +23,7 @@ use reqwest::{Url, header::HeaderValue};
 
 pub(super) use answer::Failure;
 pub(super) use destination::{Destination, Known};
-pub(super) use endpoint::Opened;
+pub(super) use endpoint::{Opened, no_certificates};
 pub use mirrors::{Mirror, parse as parse_mirrors};
 pub(super) use tour::Tour;
 pub(super) use upload::Content;
