@@ -6,7 +6,18 @@ use contract::image::GcReport;
 use serde_json::{Value, json};
 use store::{GenericClient, StoreError};
 
-/// Takes the lease; `false` while another has it, or when a round ended less than `rested` ago.
+/// What became of a wish to begin a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It may begin.
+    Taken,
+    /// One began since it was wished for.
+    Served,
+    /// Another goes on, or has ended just now, that began before.
+    Busy,
+}
+
+/// Takes the lease, unless another has it, a round ended less than `rested` ago, or one began in the last `since`.
 ///
 /// # Errors
 /// The database could not.
@@ -15,15 +26,29 @@ pub async fn reconciler_take(
     holder: &str,
     lease: Duration,
     rested: Duration,
-) -> Result<bool, StoreError> {
-    let update = client
+    since: Option<Duration>,
+) -> Result<Turn, StoreError> {
+    let statement = client
         .prepare_cached(
-            "update image.reconciler set holder = $1, until = clock_timestamp() + make_interval(secs => $2) \
-             where until <= clock_timestamp() \
-                and (ended_at is null or ended_at <= clock_timestamp() - make_interval(secs => $3))",
+            "with taken as ( \
+                update image.reconciler set holder = $1, began_at = clock_timestamp(), \
+                    until = clock_timestamp() + make_interval(secs => $2) \
+                where until <= clock_timestamp() \
+                    and (ended_at is null or ended_at <= clock_timestamp() - make_interval(secs => $3)) \
+                    and (began_at is null or $4::float8 is null or began_at < clock_timestamp() - make_interval(secs => $4)) \
+                returning 1) \
+             select exists (select from taken) as taken, \
+                coalesce(began_at >= clock_timestamp() - make_interval(secs => $4::float8), false) as served \
+             from image.reconciler",
         )
         .await?;
-    Ok(client.execute(&update, &[&holder, &lease.as_secs_f64(), &rested.as_secs_f64()]).await? == 1)
+    let since = since.map(|since| since.as_secs_f64());
+    let row = client.query_one(&statement, &[&holder, &lease.as_secs_f64(), &rested.as_secs_f64(), &since]).await?;
+    Ok(match (row.try_get("taken")?, row.try_get("served")?) {
+        (true, _) => Turn::Taken,
+        (false, true) => Turn::Served,
+        (false, false) => Turn::Busy,
+    })
 }
 
 /// Gives the lease back, with what a round found that came to its end.

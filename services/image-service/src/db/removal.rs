@@ -11,6 +11,9 @@ use super::parsed;
 /// How long only the delete itself tries: a little longer than [`crate::kinds::FILES_PATIENCE`]. That both try does no harm.
 const RESERVED: Duration = Duration::from_secs(25);
 
+/// How long a removal rests after a try that failed, counted from its end: a host that comes back is cleaned within this.
+const REST: Duration = Duration::from_secs(10);
+
 /// One image's files on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
@@ -67,20 +70,25 @@ pub async fn removal_all(client: &impl GenericClient) -> Result<Vec<(Removal, Op
     rows.iter().map(|row| Ok((read(row)?, row.try_get("reason")?))).collect()
 }
 
-/// Takes one removal whose turn has come; nobody else tries it for `pause`.
+/// Takes one removal whose turn has come, of none of the `busy` hosts; nobody else tries it for `hold`.
 ///
 /// # Errors
 /// The database could not.
-pub async fn removal_take(client: &impl GenericClient, pause: Duration) -> Result<Option<Removal>, StoreError> {
+pub async fn removal_take(
+    client: &impl GenericClient,
+    hold: Duration,
+    busy: &[HostId],
+) -> Result<Option<Removal>, StoreError> {
     let statement = client
         .prepare_cached(
             "update image.removal set try_at = clock_timestamp() + make_interval(secs => $1) \
              where (image_id, host_id) = (select image_id, host_id from image.removal \
-                 where try_at <= clock_timestamp() order by try_at limit 1 for update skip locked) \
+                 where try_at <= clock_timestamp() and host_id <> all ($2) order by try_at limit 1 for update skip locked) \
              returning image_id, host_id, operation_id, epoch",
         )
         .await?;
-    client.query_opt(&statement, &[&pause.as_secs_f64()]).await?.as_ref().map(read).transpose()
+    let busy: Vec<&str> = busy.iter().map(HostId::as_str).collect();
+    client.query_opt(&statement, &[&hold.as_secs_f64(), &busy]).await?.as_ref().map(read).transpose()
 }
 
 /// The host has removed the files.
@@ -93,14 +101,19 @@ pub async fn removal_done(client: &impl GenericClient, removal: &Removal) -> Res
     Ok(())
 }
 
-/// Notes why the host has not removed the files yet.
+/// Notes why the host has not removed the files yet; they rest for [`REST`] now.
 ///
 /// # Errors
 /// The database could not.
 pub async fn removal_failed(client: &impl GenericClient, removal: &Removal, reason: &str) -> Result<(), StoreError> {
-    let update =
-        client.prepare_cached("update image.removal set reason = $3 where image_id = $1 and host_id = $2").await?;
-    client.execute(&update, &[&removal.image.0, &removal.host.as_str(), &reason]).await?;
+    let update = client
+        .prepare_cached(
+            "update image.removal set reason = $3, try_at = clock_timestamp() + make_interval(secs => $4) \
+             where image_id = $1 and host_id = $2",
+        )
+        .await?;
+    let rest = REST.as_secs_f64();
+    client.execute(&update, &[&removal.image.0, &removal.host.as_str(), &reason, &rest]).await?;
     Ok(())
 }
 

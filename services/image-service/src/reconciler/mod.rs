@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use round::Round;
 pub use round::Settings;
 
-use crate::db::reconciler::{reconciler_release, reconciler_report, reconciler_take};
+use crate::db::reconciler::{Turn, reconciler_release, reconciler_report, reconciler_take};
 
 /// How long a round may go on in another's hands when its worker died: all a round may take, and then some.
 const LEASE: Duration = Duration::from_secs(120);
@@ -61,28 +61,41 @@ impl Reconciler {
         let mut nudges = self.nudges().await;
         // Services that start together do not all compare at once, nor before their hosts are heard of.
         let mut next = Instant::now() + CALM;
+        let rest = REST.min(every);
+        // When the last nudge came that no round has answered yet.
+        let mut wanted: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {
-                    self.turn(REST.min(every)).await;
-                    next = Instant::now() + every;
+                    if self.turn(rest, wanted).await || wanted.is_none() {
+                        wanted = None;
+                        next = Instant::now() + every;
+                    } else {
+                        // Another is at it, or just was, with what it read before the nudge.
+                        next = Instant::now() + rest;
+                    }
                 }
                 nudge = nudged(&mut nudges) => {
                     if nudge {
-                        next = next.min(Instant::now() + CALM);
+                        let now = Instant::now();
+                        wanted = Some(now);
+                        next = next.min(now + CALM);
                     }
                 }
             }
         }
     }
 
-    /// One round, if it is this worker's turn; what the last one found is measured either way.
-    async fn turn(&self, rested: Duration) {
+    /// One round, if it is this worker's turn; what the last one found is measured either way. Whether a round began since the
+    /// nudge, this worker's or another's.
+    async fn turn(&self, rested: Duration, wanted: Option<Instant>) -> bool {
         let holder = format!("{}/{}", self.worker, uuid::Uuid::new_v4().simple());
-        let mended = match self.take(&holder, rested).await {
-            Ok(true) => self.round(&holder).await,
-            Ok(false) => Ok(()),
-            Err(error) => Err(error.into()),
+        let since = wanted.map(|nudge| nudge.elapsed());
+        let (began, mended) = match self.take(&holder, rested, since).await {
+            Ok(Turn::Taken) => (true, self.round(&holder).await),
+            Ok(Turn::Served) => (true, Ok(())),
+            Ok(Turn::Busy) => (false, Ok(())),
+            Err(error) => (false, Err(error.into())),
         };
         if let Err(error) = mended {
             tracing::warn!(%error, "images were not compared with hosts");
@@ -93,6 +106,7 @@ impl Reconciler {
         {
             metrics::stand(&report, &stock);
         }
+        began
     }
 
     async fn round(&self, holder: &str) -> Result<(), ApiError> {
@@ -109,7 +123,7 @@ impl Reconciler {
         }
         let holder = format!("{}/{}", self.worker, uuid::Uuid::new_v4().simple());
         let give_up = Instant::now() + deadline::AGENT;
-        while !self.take(&holder, Duration::ZERO).await? {
+        while self.take(&holder, Duration::ZERO, None).await? != Turn::Taken {
             if Instant::now() >= give_up {
                 return Err(ApiError::busy("the reconciler is at it").hint("try again in a minute"));
             }
@@ -132,9 +146,9 @@ impl Reconciler {
         outcome
     }
 
-    async fn take(&self, holder: &str, rested: Duration) -> Result<bool, StoreError> {
+    async fn take(&self, holder: &str, rested: Duration, since: Option<Duration>) -> Result<Turn, StoreError> {
         let client = self.store.client().await?;
-        reconciler_take(&client, holder, LEASE, rested).await
+        reconciler_take(&client, holder, LEASE, rested, since).await
     }
 
     async fn nudges(&self) -> Vec<async_nats::Subscriber> {

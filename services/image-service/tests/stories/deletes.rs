@@ -4,7 +4,11 @@ use contract::{ErrorCode, operation::OperationState};
 use serde_json::json;
 use testkit::wait_until;
 
-use crate::lab::{BOUND, Lab, count, image_of, registry};
+use crate::{
+    fake_host::FakeHost,
+    kernels::Kernels,
+    lab::{BOUND, Lab, count, image_of, registry},
+};
 
 /// Gives the lab a VM on `h1` as vm-lifecycle would have reserved it.
 pub async fn insert_vm(sql: &tokio_postgres::Client, name: &str, image: contract::ImageId) {
@@ -96,10 +100,36 @@ async fn a_host_that_is_away_owes_the_files() {
     let again = image_of(&lab.pull(&registry("debian"), "debian").await.unwrap());
     wait_until("the removal", BOUND, async || (lab.host.images() == [again.id]).then_some(())).await;
     lab.delete("debian").await.unwrap();
+    lab.assert_owes_nothing().await;
+    lab.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_host_that_hangs_holds_up_nothing_but_what_it_owes() {
+    let kernels = Kernels::start().await;
+    let lab = &kernels.lab;
+    let _other = FakeHost::start(&lab.bus, "h2").await;
+    lab.host.hang(true);
     let sql = lab.sql().await;
-    wait_until("nothing owed", BOUND, async || {
-        (count(&sql, "select count(*) from image.removal").await == 0).then_some(())
+    let operation = contract::OperationId::new();
+    for (table, id, host) in [
+        ("removal", "image_id", "h1"),
+        ("removal", "image_id", "h1"),
+        ("removal", "image_id", "h2"),
+        ("kernel_removal", "kernel_id", "h2"),
+    ] {
+        let owe = format!(
+            "insert into image.{table} ({id}, host_id, operation_id, epoch, try_at) values (gen_random_uuid(), $1, $2, 1, now())"
+        );
+        sql.execute(&owe, &[&host, &operation.0]).await.unwrap();
+    }
+    let owed = "select count(*) from image.removal where host_id = 'h2'";
+    let kernel = "select count(*) from image.kernel_removal";
+    wait_until("the other host's files to go", BOUND, async || {
+        (count(&sql, owed).await + count(&sql, kernel).await == 0).then_some(())
     })
     .await;
-    lab.assert_nothing_left().await;
+    assert_eq!(count(&sql, "select count(*) from image.removal").await, 2);
+    lab.host.hang(false);
+    lab.assert_owes_nothing().await;
 }

@@ -51,6 +51,8 @@ struct State {
     renames_blocked: bool,
     /// Every command is answered with `unavailable`.
     away: bool,
+    /// Removals are not answered at all.
+    hanging: bool,
     /// How many were.
     refused: usize,
     /// How often each source was asked for.
@@ -201,6 +203,13 @@ impl FakeHost {
         let remove = service.serve_agent::<ImageRemove, _>(&id, move |_, request| {
             let host = host.clone();
             async move {
+                loop {
+                    let changed = host.changed.notified();
+                    if !host.state.lock().unwrap().hanging {
+                        break;
+                    }
+                    changed.await;
+                }
                 let mut state = host.state.lock().unwrap();
                 state.admit(request.fence)?;
                 state.images.remove(&request.image);

@@ -141,6 +141,15 @@ impl Lab {
         assert_eq!(count(&sql, open).await, 0, "unfinished operations");
     }
 
+    /// Waits until no host owes any image's files.
+    pub async fn assert_owes_nothing(&self) {
+        let sql = self.sql().await;
+        wait_until("nothing owed", BOUND, async || {
+            (count(&sql, "select count(*) from image.removal").await == 0).then_some(())
+        })
+        .await;
+    }
+
     /// The subjects of the events about images, oldest first: what happened, without the ids.
     pub async fn events(&self) -> Vec<String> {
         let Ok(stream) = self.bus.jetstream().get_stream(contract::subject::EVENT_STREAM).await else { return vec![] };

@@ -47,6 +47,11 @@ impl FakeHost {
         self.change(|state| state.away = away);
     }
 
+    /// From now on removals are answered, or not.
+    pub fn hang(&self, hanging: bool) {
+        self.change(|state| state.hanging = hanging);
+    }
+
     /// How often the download of this source was asked for.
     pub fn asked(&self, source: &str) -> usize {
         self.change(|state| state.asked.get(source).copied().unwrap_or(0))
