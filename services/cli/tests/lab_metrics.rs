@@ -134,12 +134,12 @@ async fn what_dashboards_and_alerts_ask_for_is_exported_and_true() {
     receiver.until("warren_image_host_images", &second, 0).await;
     receiver.until("warren_image_missing", "", 0).await;
 
-    // A directory that no row speaks of is found and mended, and counted.
-    let leaked = lab.state_dir(&first).join("images").join(uuid::Uuid::now_v7().to_string());
+    // A staging that no operation speaks of is found and mended, and counted.
+    let leaked = lab.state_dir(&first).join("staging").join(uuid::Uuid::now_v7().to_string());
     fs::create_dir(&leaked).unwrap();
     testkit::wait_until("the garbage", Duration::from_secs(120), async || (!leaked.exists()).then_some(())).await;
-    receiver.until("warren_image_gc_mended_total", "\"directory\"", 1).await;
-    assert!(receiver.value("warren_image_gc_found_total", "\"directory\"").unwrap() >= 1);
+    receiver.until("warren_image_gc_mended_total", "\"staging\"", 1).await;
+    assert!(receiver.value("warren_image_gc_found_total", "\"staging\"").unwrap() >= 1);
 
     // A host that is down is told.
     receiver.until("warren_image_gc_skipped", &second, 0).await;

@@ -93,7 +93,8 @@ impl Cgroups {
 impl Made {
     fn group(&self, root: &Path) -> io::Result<Group> {
         let commands = root.join(COMMANDS);
-        if !self.settled.load(Ordering::Relaxed) || !commands.join("pids.max").exists() {
+        // An init that begins meanwhile moves whom it found in the root group before to a group of its own (systemd's init.scope).
+        if !self.settled.load(Ordering::Relaxed) || !commands.join("pids.max").exists() || !agent_is_home() {
             settle(root)?;
             self.settled.store(true, Ordering::Relaxed);
         }
@@ -151,6 +152,13 @@ fn settle(root: &Path) -> io::Result<()> {
     set(&commands, "pids.max", limits.pids_of_all);
     set(&commands, "memory.max", limits.memory_of_all);
     Ok(())
+}
+
+/// Whether the agent is in its group (cgroups(7), "/proc files"); also where that cannot be known.
+fn agent_is_home() -> bool {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    own.is_none_or(|own| own == AGENT)
 }
 
 /// Lets a group's children have controllers. One that the kernel lacks, or that version 1 has, is left out.
