@@ -265,13 +265,13 @@ async fn a_discarded_pull_ends_its_download_and_the_next_one_goes_on() {
     let mut came = 0;
     testkit::wait_until("something of the layer", Duration::from_secs(60), async || {
         came += registry.served();
-        (came > 0).then_some(())
+        (came > 256 << 10).then_some(())
     })
     .await;
     images.discard(&contract::agent::DiscardRequest { fence }).await.unwrap();
     assert_eq!(testkit::lab::entries(&state.path().join("staging")), Vec::<String>::new());
     came += registry.served();
-    assert!(came > 0 && came < image.bytes(), "{came}");
+    assert!(came < image.bytes(), "{came}");
     registry.pace(Duration::ZERO);
     assert_eq!(pull_by(&images, &image.reference).await.unwrap().digest, image.digest);
     let more = registry.served();

@@ -4,7 +4,7 @@ use std::{fs, io, io::Write, path::Path, process::Command};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tar::{Archive, Builder, EntryType, Header};
+use tar::{Builder, EntryType, GnuHeader, Header};
 
 /// How a layer is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +53,8 @@ impl Layer {
     pub fn from_tar(path: &Path) -> io::Result<Self> {
         let mut bytes = fs::read(path)?;
         // What ends an archive is written again by `finish`; zeros before that may be a file's own.
-        let mut end = 0;
-        for entry in Archive::new(&bytes[..]).entries()?.raw(true) {
-            let entry = entry?;
-            end = entry.raw_file_position() + entry.size().next_multiple_of(512);
-        }
-        bytes.truncate(usize::try_from(end).map_err(io::Error::other)?);
+        let end = end_of_entries(&bytes)?;
+        bytes.truncate(end);
         Ok(Self { tar: Builder::new(bytes), packing: Packing::Gzip })
     }
 
@@ -237,4 +233,22 @@ pub fn busybox_image() -> Layout {
         }
     }
     Layout::new(vec![layer]).config(json!({ "Env": ["PATH=/bin"] }))
+}
+
+/// Where the last entry of an archive ends. GNU's sparse files have headers that go on in further blocks, which their size does not count.
+fn end_of_entries(bytes: &[u8]) -> io::Result<usize> {
+    const BLOCK: usize = 512;
+    let block = |at: usize| bytes.get(at..at + BLOCK).filter(|block| block.iter().any(|byte| *byte != 0));
+    let mut end = 0;
+    while let Some(found) = block(end) {
+        let header = Header::from_byte_slice(found);
+        end += BLOCK;
+        let mut goes_on = header.entry_type().is_gnu_sparse() && header.as_gnu().is_some_and(GnuHeader::is_extended);
+        while goes_on {
+            goes_on = bytes.get(end + 504).is_some_and(|byte| *byte != 0);
+            end += BLOCK;
+        }
+        end += usize::try_from(header.entry_size()?).map_err(io::Error::other)?.next_multiple_of(BLOCK);
+    }
+    Ok(end)
 }

@@ -179,8 +179,8 @@ fn links_and_names_that_a_guest_chose_lead_nowhere() {
 fn nothing_hides_behind_more_names_than_are_looked_at() {
     let (dir, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     lived(root.path());
-    for n in 0..24_000 {
-        fs::write(root.path().join(format!("etc/ssh/{n:0>200}")), "").unwrap();
+    for n in 0..17_000 {
+        fs::write(root.path().join(format!("etc/ssh/{n:0>250}")), "").unwrap();
     }
     let path = filesystem(dir.path(), root.path());
     let refused = work_on(&path, &order(&[], false)).unwrap_err();
