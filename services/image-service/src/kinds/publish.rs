@@ -267,7 +267,7 @@ async fn moved_later(
     cx: &Context,
 ) -> Result<Option<ImageId>, StepError> {
     // Ids of operations are in the order they were accepted in (RFC 9562, UUIDv7).
-    let later = held.holder.filter(|holder| made.yields && holder.set_by > Some(cx.operation()));
+    let later = held.holder.filter(|holder| made.replace && made.yields && holder.set_by > Some(cx.operation()));
     match later {
         Some(holder) if held.digest(holder.image).await?.as_deref() != Some(digest) => Ok(Some(holder.image)),
         _ => Ok(None),
